@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine (Debian, Python 3.11, make, git): `make demo` and `make test`.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: help install demo ui test test-slow lint bench lock versions clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+install: .venv/.installed  ## the environment, from exact pins
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install  ## the whole line on the bundled objects
+	$(BIN)/python -m pipelines.line --preset demo
+
+ui: install  ## the Dagster UI on http://127.0.0.1:3000
+	$(BIN)/dagster dev -w workspace.yaml
+
+test: install  ## the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: install  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy gap3d render pipelines assets_defs
+
+bench: install  ## the tables of benchmarks/
+	$(BIN)/python -m benchmarks
+
+versions: install  ## record that the stages' sources are as they are meant to be
+	$(BIN)/python -m pipelines.versions
+
+lock: install  ## write constraints.txt from the environment
+	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt
+
+clean:  ## remove the environment and the demo's data
+	rm -rf .venv data

@@ -1,0 +1,1 @@
+"""Thin Dagster assets over the stages: resources, automation, checks; no logic."""

@@ -1,0 +1,170 @@
+"""The data assets: catalog, downloads, views, renders, targets, dataset."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from assets_defs import events
+from assets_defs.automation import FIRST_HOP, ON_CHANGE
+from assets_defs.partitions import SETTINGS, SHARDS
+from assets_defs.resources import Compute
+from gap3d import fingerprints
+from gap3d.store import ALL
+from pipelines import rendering
+from pipelines.command import open_store
+
+OWNERS = ["team:gap3d"]
+ENGINES = rendering.engine_versions()
+
+
+def version(stage: str, *parts: str) -> str:
+    """An asset's code version: a change of code, result settings or engine is seen as one."""
+    return fingerprints.digest_of([fingerprints.code_version(stage), *parts])[:16]
+
+
+@dg.asset(
+    group_name="objects",
+    kinds={"python", "parquet"},
+    owners=OWNERS,
+    code_version=version("catalog", fingerprints.settings_digest(SETTINGS.catalog)),
+    check_specs=events.check_specs("catalog"),
+    pool="catalog",
+)
+def catalog(context: dg.AssetExecutionContext, compute: Compute) -> dg.MaterializeResult:
+    """Which objects take part: captions, licence, split, rank and shard. Reads the source folder; unchanged files are not read again."""
+    report = compute.run(context, "catalog")
+    for shard in report.shards:
+        record = context.instance.get_latest_data_version_record(dg.AssetKey("shard_manifest"), partition_key=shard.shard)
+        tags = record.asset_materialization.tags if record and record.asset_materialization else None
+        if tags is None or tags.get("dagster/data_version") != shard.digest:
+            context.log_event(
+                dg.AssetMaterialization(
+                    "shard_manifest", partition=shard.shard, metadata={"rows": shard.found}, tags={"dagster/data_version": shard.digest}
+                )
+            )
+    whole = {
+        "objects": report.count("found"),
+        "shards": len(report.shards),
+        "changed": report.count("computed"),
+        "statuses": dg.MetadataValue.json(report.by_status("catalog")),
+        "seconds": round(report.wall_s, 3),
+        "digest": fingerprints.digest_of([shard.digest for shard in report.shards]),
+    }
+    expected, found = report.count("expected"), report.count("found")
+    faults = report.by_status("catalog").get("internal_error", 0)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(str(whole["digest"])),
+        metadata={**whole, "dagster/row_count": found},
+        check_results=[
+            dg.AssetCheckResult(check_name="one_row_each", passed=expected == found, metadata={"expected": expected, "found": found}),
+            dg.AssetCheckResult(check_name="no_internal_errors", passed=faults == 0, severity=dg.AssetCheckSeverity.WARN),
+        ],
+    )
+
+
+shard_manifest = dg.AssetSpec(
+    "shard_manifest",
+    deps=[catalog],
+    partitions_def=SHARDS,
+    group_name="objects",
+    kinds={"parquet"},
+    owners=OWNERS,
+    description="The catalog's shards. The catalog reports an event for each shard that changed; downloads follow those.",
+)
+
+
+@dg.asset(
+    deps=[shard_manifest],
+    partitions_def=SHARDS,
+    group_name="objects",
+    kinds={"python", "ray"},
+    owners=OWNERS,
+    code_version=version("downloads"),
+    automation_condition=FIRST_HOP,
+    check_specs=events.check_specs("downloads"),
+    pool="downloads",
+)
+def downloads(context: dg.AssetExecutionContext, compute: Compute) -> dg.MaterializeResult:
+    """Bytes and companions of every object, checked against their sha256 and stored once by content."""
+    shard = context.partition_key
+    return events.result("downloads", compute.run(context, "downloads", [shard]), shard)
+
+
+@dg.multi_asset(
+    specs=[
+        dg.AssetSpec(
+            "views",
+            deps=[downloads],
+            group_name="images",
+            kinds={"python", "ray", "blender"},
+            owners=OWNERS,
+            skippable=True,
+            code_version=version("views", fingerprints.settings_digest(SETTINGS.views), ENGINES["views"]),
+            automation_condition=ON_CHANGE,
+            description="The least-occluded of the candidate views of every object, with all scores (paper A.1.2).",
+        ),
+        dg.AssetSpec(
+            "renders",
+            deps=[downloads, "views"],
+            group_name="images",
+            kinds={"python", "ray", "blender"},
+            owners=OWNERS,
+            skippable=True,
+            code_version=version("renders", fingerprints.settings_digest(SETTINGS.renders), ENGINES["renders"]),
+            automation_condition=ON_CHANGE,
+            description="An RGBA image of the chosen view, with its camera. Rendered in the same breath as the view is chosen.",
+        ),
+    ],
+    can_subset=True,
+    partitions_def=SHARDS,
+    check_specs=[*events.check_specs("views"), *events.check_specs("renders")],
+    pool="rendering",
+)
+def views_and_renders(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.MaterializeResult]:
+    """Import every object once, choose its view, render it."""
+    shard = context.partition_key
+    asked = [stage for stage in rendering.STAGES if dg.AssetKey(stage) in context.op_execution_context.selected_asset_keys]
+    report = compute.run(context, "rendering", [shard], asked)
+    sheet = {"contact_sheet": events.picture(open_store(compute.settings()), shard)}
+    for stage in asked:
+        yield events.result(stage, report, shard, sheet)
+
+
+@dg.asset(
+    deps=["renders"],
+    partitions_def=SHARDS,
+    group_name="features",
+    kinds={"pytorch", "ray", "parquet"},
+    owners=OWNERS,
+    code_version=version("targets", fingerprints.settings_digest(SETTINGS.targets)),
+    automation_condition=ON_CHANGE,
+    check_specs=events.check_specs("targets"),
+    pool="targets",
+)
+def targets(context: dg.AssetExecutionContext, compute: Compute) -> dg.MaterializeResult:
+    """DINOv2 CLS, register and patch tokens of every render: the tensors that the aligner learns to generate."""
+    from pipelines.targets import label
+
+    shard = context.partition_key
+    report = compute.run(context, "targets", [shard])
+    store = open_store(compute.settings())
+    extra = {"encoder": label(compute.settings()), "contact_sheet": events.picture(store, shard)}
+    return events.result("targets", report, shard, extra)
+
+
+@dg.asset(
+    deps=[targets, catalog],
+    group_name="features",
+    kinds={"python", "parquet"},
+    owners=OWNERS,
+    code_version=version("dataset", fingerprints.settings_digest(SETTINGS.dataset)),
+    automation_condition=ON_CHANGE,
+    check_specs=events.check_specs("dataset"),
+    pool="dataset",
+)
+def dataset(context: dg.AssetExecutionContext, compute: Compute) -> dg.MaterializeResult:
+    """The index of good rows: captions, split, and which part holds which target."""
+    return events.result("dataset", compute.run(context, "dataset"), ALL)
+
+
+ASSETS = [catalog, shard_manifest, downloads, views_and_renders, targets, dataset]

@@ -1,0 +1,22 @@
+"""The code location: ``dagster dev -w workspace.yaml``."""
+
+import dagster as dg
+
+from assets_defs.automation import on_change
+from assets_defs.checks import CHECKS
+from assets_defs.data import ASSETS
+from assets_defs.resources import Compute
+
+line = dg.define_asset_job(
+    "shard", selection=dg.AssetSelection.assets("downloads", "views", "renders", "targets"), description="One shard through all stages."
+)
+nightly = dg.ScheduleDefinition(
+    name="nightly_catalog",
+    target=dg.AssetSelection.assets("catalog"),
+    cron_schedule="0 2 * * *",
+    description="Looks at the source every night; with on_change switched on, changed shards follow by themselves.",
+)
+
+defs = dg.Definitions(
+    assets=ASSETS, asset_checks=CHECKS, resources={"compute": Compute()}, sensors=[on_change], schedules=[nightly], jobs=[line]
+)

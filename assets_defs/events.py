@@ -1,0 +1,76 @@
+"""A stage's report as what the UI shows: counts by status, seconds, throughput, digest, picture, checks."""
+
+import base64
+from typing import Any
+
+import dagster as dg
+
+from gap3d.store import Store
+from pipelines.previews import contact_sheet, shard_tiles
+from pipelines.report import Report, ShardReport
+
+FAULTS = ("internal_error",)
+
+
+def metadata(report: ShardReport, wall_s: float) -> dict[str, Any]:
+    """Metadata of one materialisation."""
+    rate = report.computed / wall_s if wall_s else 0.0
+    statuses = "\n".join(f"| {status} | {count} |" for status, count in report.by_status.items())
+    return {
+        "dagster/row_count": report.found,
+        "statuses": dg.MetadataValue.md(f"| status | rows |\n|---|---|\n{statuses}"),
+        **{f"rows_{status}": count for status, count in report.by_status.items()},
+        "computed": report.computed,
+        "passed_on": report.decided,
+        "retried": report.retried,
+        "seconds": round(wall_s, 3),
+        "worker_seconds": round(report.seconds, 3),
+        "rows_per_second": round(rate, 3),
+        "digest": report.digest,
+        "why": dg.MetadataValue.json(report.why),
+    }
+
+
+def picture(store: Store, shard: str) -> dg.MetadataValue:
+    """The shard's contact sheet: objects, chosen view, visibility scores."""
+    sheet = contact_sheet(shard_tiles(store, shard, 18))
+    return dg.MetadataValue.md(f"![contact sheet](data:image/jpeg;base64,{base64.b64encode(sheet).decode()})")
+
+
+def check_results(asset: str, report: ShardReport) -> list[dg.AssetCheckResult]:
+    """The checks that every run of a stage makes."""
+    faults = sum(report.by_status.get(status, 0) for status in FAULTS)
+    return [
+        dg.AssetCheckResult(
+            check_name="one_row_each",
+            asset_key=asset,
+            passed=report.expected == report.found,
+            metadata={"expected": report.expected, "found": report.found, "shard": report.shard},
+        ),
+        dg.AssetCheckResult(
+            check_name="no_internal_errors",
+            asset_key=asset,
+            passed=faults == 0,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"internal_error": faults, "shard": report.shard},
+        ),
+    ]
+
+
+def check_specs(asset: str) -> list[dg.AssetCheckSpec]:
+    """What ``check_results`` answers to."""
+    return [
+        dg.AssetCheckSpec("one_row_each", asset=asset, description="Every expected row is there, once."),
+        dg.AssetCheckSpec("no_internal_errors", asset=asset, description="No row failed by a fault of this program."),
+    ]
+
+
+def result(asset: str, report: Report, shard: str, extra: dict[str, Any] | None = None) -> dg.MaterializeResult:
+    """One asset's materialisation, with its content digest as data version."""
+    one = report.of(asset, shard)
+    return dg.MaterializeResult(
+        asset_key=asset,
+        data_version=dg.DataVersion(one.digest),
+        metadata={**metadata(one, report.wall_s), **(extra or {})},
+        check_results=check_results(asset, one),
+    )

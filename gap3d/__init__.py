@@ -1,0 +1,1 @@
+"""What is computed: pure logic without Blender, Ray or Dagster."""

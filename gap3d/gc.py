@@ -1,0 +1,154 @@
+"""Garbage collection: removes parts and blobs that no kept version refers to, and compacts mostly dead parts."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gap3d import manifest
+from gap3d.lease import lease
+from gap3d.manifest import Manifest
+from gap3d.parts import PartWriter, read_rows
+from gap3d.schemas import CATALOG, DATASET, DOWNLOADS, RENDERS, VIEWS, StageSchema
+from gap3d.store import Store, now
+
+log = logging.getLogger(__name__)
+
+LIVE_SHARE = 0.5  # a part with fewer live rows is rewritten
+SMALL_PARTS = 8  # so many parts that together fill less than one are rewritten as one
+SCHEMAS = {"catalog": CATALOG, "downloads": DOWNLOADS, "views": VIEWS, "renders": RENDERS, "dataset": DATASET}
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A file that nothing refers to."""
+
+    path: Path
+    bytes: int
+
+
+def shards(store: Store) -> Iterator[Manifest]:
+    """Every committed manifest of the collection."""
+    for path in sorted(store.folder.glob(f"*/*/{manifest.NAME}")):
+        yield manifest.read(path.parent, path.parent.parent.name, path.parent.name)
+
+
+def pinned(store: Store) -> set[tuple[str, str, str]]:
+    """Parts that the dataset index refers to, as (stage, shard, part): training reads them by name."""
+    held = store.manifest("dataset", "all")
+    return {("targets", row["target_shard"], row["target_part"]) for row in store.read(held, list(DATASET.exempt)).values()}
+
+
+def collect(store: Store, grace_s: float, wait_s: float, *, dry_run: bool) -> list[Removal]:
+    """Remove retired parts, older than the grace, and blobs of no object.
+
+    Args:
+        store: the collection; blobs are looked up in all collections of its store.
+        grace_s: readers that hold an older manifest have so long to finish.
+        wait_s: how long to wait for a shard that is being written.
+        dry_run: only say what would go.
+    """
+    found = []
+    kept = pinned(store)
+    for held in shards(store):
+        folder = store.shard(held.stage, held.shard)
+        with lease(folder, wait_s):
+            held = store.manifest(held.stage, held.shard)
+            for part, when in held.retired.items():
+                path = folder / part
+                age = time.time() - datetime.strptime(when, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+                if age < grace_s or (held.stage, held.shard, part) in kept or not path.exists():
+                    continue
+                found.append(Removal(path, path.stat().st_size))
+                if not dry_run:
+                    path.unlink()
+            gone = {part for part in held.retired if not (folder / part).exists()}
+            if gone and not dry_run:
+                retired = {part: when for part, when in held.retired.items() if part not in gone}
+                manifest.write(folder, replace(held, retired=retired))
+    found += collect_blobs(store, grace_s, dry_run=dry_run)
+    return found
+
+
+def collect_blobs(store: Store, grace_s: float, *, dry_run: bool) -> list[Removal]:
+    """Remove blobs that no collection's downloads list."""
+    used: set[str] = set()
+    for path in store.root.glob(f"*/downloads/*/{manifest.NAME}"):
+        held = manifest.read(path.parent, "downloads", path.parent.name)
+        other = object.__new__(Store)  # another collection, whatever its number of shards
+        other.root, other.folder = store.root, path.parents[2]
+        for row in Store.read(other, held, ["files"]).values():
+            used |= {file["sha256"] for file in row["files"]}
+    found = []
+    stale = [path for path in store.blobs.all() if path.name not in used and time.time() - path.stat().st_mtime >= grace_s]
+    for path in [*stale, *store.blobs.leftovers()]:
+        found.append(Removal(path, path.stat().st_size))
+        if not dry_run:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def compact(store: Store, wait_s: float, *, dry_run: bool) -> list[tuple[str, str, int]]:
+    """Rewrite the live rows of parts that are mostly dead or many and small.
+
+    Returns:
+        (stage, shard, number of parts) of the shards that were, or would be, compacted. Digests stay
+        as they are: they cover what rows hold, not where.
+    """
+    done = []
+    for seen in shards(store):
+        schema = SCHEMAS.get(seen.stage)
+        folder = store.shard(seen.stage, seen.shard)
+        if schema is None:
+            schema = targets_schema(folder, seen)
+        with lease(folder, wait_s):
+            held = store.manifest(seen.stage, seen.shard)
+            parts = worth_compacting(folder, held)
+            if schema is None or not parts:
+                continue
+            done.append((held.stage, held.shard, len(parts)))
+            if not dry_run:
+                rewrite(folder, held, parts, schema)
+    return done
+
+
+def targets_schema(folder: Path, held: Manifest) -> StageSchema | None:
+    """The columns of a shard's target parts, as its first part has them."""
+    import pyarrow.parquet as pq
+
+    parts = sorted(held.parts)
+    return StageSchema(pq.read_schema(folder / parts[0]).remove_metadata(), row_group_rows=8) if parts else None
+
+
+def worth_compacting(folder: Path, held: Manifest) -> list[str]:
+    """Parts of a shard that should become one."""
+    import pyarrow.parquet as pq
+
+    live: dict[str, int] = {}
+    for row in held.rows.values():
+        if row.part:
+            live[row.part] = live.get(row.part, 0) + 1
+    dead = [part for part, count in live.items() if count < LIVE_SHARE * pq.read_metadata(folder / part).num_rows]
+    small = [part for part in live if (folder / part).stat().st_size < 64 * 1024**2]
+    return sorted(set(dead) | set(small if len(small) >= SMALL_PARTS else []))
+
+
+def rewrite(folder: Path, held: Manifest, parts: list[str], schema: StageSchema) -> None:
+    """Move the live rows of some parts into a new one, then replace the manifest."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_schema(folder / parts[0]).metadata or {}
+    writer = PartWriter(folder, schema, {"gap3d": metadata.get(b"gap3d", b"").decode()})
+    places: dict[str, int] = {}
+    for part in parts:
+        rows = sorted((row for row in held.rows.values() if row.part == part), key=lambda row: row.part_row or 0)
+        for start in range(0, len(rows), schema.row_group_rows):
+            chunk = rows[start : start + schema.row_group_rows]
+            for row, record in zip(chunk, read_rows(folder / part, [r.part_row or 0 for r in chunk]).to_pylist(), strict=True):
+                key = record.pop("key")
+                places[key] = writer.add(key, row.digest, record)
+    name = writer.close()
+    table = [replace(row, part=name, part_row=places[row.key]) if row.key in places else row for row in held.rows.values()]
+    manifest.write(folder, held.next(table, complete=held.complete, now=now()))

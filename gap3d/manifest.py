@@ -1,0 +1,162 @@
+"""The manifest of a shard: one row per expected key, and which part holds it. Replaced last, at once."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gap3d import fingerprints
+from gap3d.parts import write_atomically
+from gap3d.records import LIMITS_OF, PERSISTENCE, Persistence, Status
+from gap3d.schemas import LEDGER, SCHEMA_VERSION
+from gap3d.settings import Limits
+
+NAME = "manifest.parquet"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+    """One row of a manifest: what became of a key, from what, and where its data lies."""
+
+    key: str
+    status: Status
+    reason: str = ""
+    origin: str = ""
+    digest: str
+    fingerprint: str
+    inputs: Mapping[str, str]
+    limits: Mapping[str, float] = field(default_factory=dict)
+    part: str | None = None
+    part_row: int | None = None
+    attempts: int = 1
+    seconds: float = 0.0
+    host: str = ""
+    device: str = ""
+    finished_at: str = ""
+    log_tail: str = ""
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    def needs(self, inputs: Mapping[str, str] | None, limits: Limits) -> str:
+        """Why this row has to be computed again; empty where it has not.
+
+        Args:
+            inputs: the parts that its fingerprint would have now.
+            limits: the limits in force now.
+        """
+        if inputs is not None and fingerprints.digest_of(dict(inputs)) != self.fingerprint:
+            changed = sorted(k for k in {*inputs, *self.inputs} if inputs.get(k) != self.inputs.get(k))
+            return "changed: " + ", ".join(changed)
+        if self.origin:
+            return ""  # passes on another stage's failure
+        kind = PERSISTENCE[self.status]
+        if kind is Persistence.LIMIT_BOUND and dict(self.limits) != limits_in_force(self.status, limits):
+            return "changed limit: " + ", ".join(LIMITS_OF[self.status])
+        if kind is Persistence.TRANSIENT and self.attempts < limits.attempts:
+            return f"attempt {self.attempts + 1} of {limits.attempts}"
+        return ""
+
+
+def limits_in_force(status: Status, limits: Limits) -> dict[str, float]:
+    """The limits that bound a row of this status."""
+    return {name: getattr(limits, name) for name in LIMITS_OF.get(status, ())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All rows of one shard of one stage.
+
+    Attributes:
+        rows: by key.
+        complete: whether every expected row is there (a run that was cut short leaves False).
+        retired: parts that held rows once and may still be read, with the time they were replaced.
+    """
+
+    stage: str
+    shard: str
+    rows: Mapping[str, LedgerRow] = field(default_factory=dict)
+    complete: bool = False
+    sequence: int = 0
+    retired: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the shard's content: the asset's data version."""
+        return fingerprints.shard_digest((row.key, row.digest) for row in self.rows.values())
+
+    @property
+    def parts(self) -> set[str]:
+        """File names of live parts."""
+        return {row.part for row in self.rows.values() if row.part}
+
+    def by_status(self) -> dict[str, int]:
+        """Number of rows of each status."""
+        return dict(sorted(Counter(row.status.value for row in self.rows.values()).items()))
+
+    def next(self, rows: Iterable[LedgerRow], *, complete: bool, now: str) -> "Manifest":
+        """The manifest that replaces this one."""
+        table = {row.key: row for row in rows}
+        live = {row.part for row in table.values() if row.part}
+        retired = {part: when for part, when in self.retired.items() if part not in live}
+        retired |= {part: now for part in self.parts - live}
+        return replace(self, rows=table, complete=complete, sequence=self.sequence + 1, retired=retired)
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Replace a shard's manifest."""
+    columns: dict[str, list[object]] = {name: [] for name in LEDGER.names}
+    for key in sorted(manifest.rows):
+        row = asdict(manifest.rows[key])
+        for name in ("inputs", "limits", "costs"):
+            row[name] = json.dumps(row[name], sort_keys=True) if row[name] else ""
+        for name in LEDGER.names:
+            columns[name].append(str(row[name]) if name == "status" else row[name])
+    head = {
+        "stage": manifest.stage,
+        "shard": manifest.shard,
+        "schema_version": SCHEMA_VERSION,
+        "complete": manifest.complete,
+        "sequence": manifest.sequence,
+        "retired": dict(manifest.retired),
+        "digest": manifest.digest,
+    }
+    table = pa.table(columns, schema=LEDGER.with_metadata({"gap3d": json.dumps(head)}))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    write_atomically(folder / NAME, sink.getvalue().to_pybytes())
+
+
+def read(folder: Path, stage: str, shard: str) -> Manifest:
+    """A shard's manifest; an empty one where none was committed.
+
+    Raises:
+        ValueError: the manifest is damaged or of a newer schema.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return Manifest(stage=stage, shard=shard)
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        head = json.loads(table.schema.metadata[b"gap3d"])
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove its folder and run the stage again") from error
+    if head["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema version {head['schema_version']}, this program reads {SCHEMA_VERSION}")
+    rows = {}
+    for record in table.to_pylist():
+        for name in ("inputs", "limits", "costs"):
+            record[name] = json.loads(record[name]) if record[name] else {}
+        rows[record["key"]] = LedgerRow(**{**record, "status": Status(record["status"])})
+    return Manifest(
+        stage=stage,
+        shard=shard,
+        rows=rows,
+        complete=head["complete"],
+        sequence=head["sequence"],
+        retired=head["retired"],
+    )

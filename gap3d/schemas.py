@@ -1,0 +1,172 @@
+"""The columns of every stage's parts, and of the manifests that list them."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StageSchema:
+    """Columns of one stage.
+
+    Attributes:
+        columns: Arrow schema of the parts, which hold the rows with status ``ok``; the first column is the key.
+        exempt: columns outside the row digest, because they say where content lies or when it was seen.
+        row_group_rows: rows of one Parquet row group.
+    """
+
+    columns: pa.Schema
+    exempt: tuple[str, ...] = ()
+    row_group_rows: int = 1024
+
+
+FILE = pa.struct([("path", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64())])
+KEY = pa.field("key", pa.string(), nullable=False)
+
+CATALOG = StageSchema(
+    pa.schema(
+        [
+            KEY,
+            ("source", pa.string()),
+            ("identifier", pa.string()),  # for a folder, the path relative to it
+            ("sha256", pa.string()),  # of the main file
+            ("version", pa.string()),  # digest of the main file and its companions, as the source has them
+            ("file_type", pa.string()),
+            ("fetch_group", pa.string()),
+            ("licence", pa.string()),
+            ("captions", pa.list_(pa.string())),  # longest first
+            ("split", pa.string()),
+            ("rank", pa.int64()),  # order of sampling; smaller is taken first
+            ("pinned_yaw", pa.float64()),
+            ("up_axis", pa.string()),
+            ("stamp", pa.string()),  # sizes and times of the files: unchanged means not read again
+        ]
+    ),
+    exempt=("stamp",),
+)
+DOWNLOADS = StageSchema(
+    pa.schema(
+        [
+            KEY,
+            ("bundle", pa.string()),  # digest of file type, main file, companions: what later stages depend on
+            ("file_type", pa.string()),
+            ("main", pa.string()),
+            ("files", pa.list_(FILE)),  # the main file first
+            ("missing", pa.list_(pa.string())),
+            ("bytes", pa.int64()),
+        ]
+    )
+)
+VIEWS = StageSchema(
+    pa.schema(
+        [
+            KEY,
+            ("yaws", pa.list_(pa.float64())),  # candidates, degrees
+            ("counts", pa.list_(pa.int32())),  # visible points at each
+            ("points", pa.int32()),
+            ("chosen", pa.int32()),  # index into yaws; -1 where the yaw is pinned to none of them
+            ("pinned", pa.bool_()),
+            ("yaw", pa.float64()),
+            ("pitch", pa.float64()),
+            ("radius", pa.float64()),
+            ("fov", pa.float64()),
+            ("scale", pa.float64()),  # normalisation: p -> scale * p + offset
+            ("offset", pa.list_(pa.float64())),
+            ("vertices", pa.int64()),
+            ("triangles", pa.int64()),
+            ("objects", pa.int32()),
+            ("animated", pa.bool_()),
+            ("missing_textures", pa.list_(pa.string())),
+        ]
+    )
+)
+RENDERS = StageSchema(
+    pa.schema(
+        [
+            KEY,
+            ("object_id", pa.string()),
+            ("view", pa.int32()),
+            ("png", pa.binary()),  # RGBA, straight alpha
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("yaw", pa.float64()),
+            ("pitch", pa.float64()),
+            ("radius", pa.float64()),
+            ("camera_angle_x", pa.float64()),  # radians
+            ("transform_matrix", pa.list_(pa.float64())),  # camera to world, 4x4 row-major
+            ("scale", pa.float64()),
+            ("offset", pa.list_(pa.float64())),
+            ("coverage", pa.float32()),  # mean alpha
+        ]
+    ),
+    row_group_rows=16,
+)
+DATASET = StageSchema(
+    pa.schema(
+        [
+            KEY,
+            ("object_id", pa.string()),
+            ("view", pa.int32()),
+            ("captions", pa.list_(pa.string())),
+            ("split", pa.string()),
+            ("rank", pa.int64()),
+            ("licence", pa.string()),
+            ("identifier", pa.string()),
+            ("target", pa.string()),  # digest of the target row
+            ("target_shard", pa.string()),
+            ("target_part", pa.string()),
+            ("target_row", pa.int32()),
+        ]
+    ),
+    exempt=("target_shard", "target_part", "target_row"),
+)
+
+
+def targets(registers: int, patches: int, width: int) -> StageSchema:
+    """Columns of the target parts of one encoder.
+
+    Args:
+        registers: number of register tokens.
+        patches: number of patch tokens.
+        width: channels per token.
+    """
+    return StageSchema(
+        pa.schema(
+            [
+                KEY,
+                ("object_id", pa.string()),
+                ("view", pa.int32()),
+                ("cls", pa.list_(pa.float32())),
+                # Fixed-size binary: half-float lists read at a fortieth of its rate.
+                ("registers", pa.binary(registers * width * 2)),
+                ("patches", pa.binary(patches * width * 2)),
+            ]
+        ),
+        row_group_rows=8,
+    )
+
+
+LEDGER = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        ("reason", pa.string()),
+        ("origin", pa.string()),  # the earlier stage whose failure this row passes on
+        ("digest", pa.string()),
+        ("fingerprint", pa.string()),
+        ("inputs", pa.string()),  # JSON: the parts of the fingerprint
+        ("limits", pa.string()),  # JSON: the limits that ended this row; empty unless one did
+        ("part", pa.string()),  # null unless ok
+        ("part_row", pa.int32()),
+        # Run facts: outside every digest.
+        ("attempts", pa.int32()),
+        ("seconds", pa.float64()),
+        ("host", pa.string()),
+        ("device", pa.string()),
+        ("finished_at", pa.string()),
+        ("log_tail", pa.string()),
+        ("costs", pa.string()),  # JSON: seconds by kind of work
+    ]
+)

@@ -1,0 +1,179 @@
+"""Settings: frozen models read from a TOML preset, the environment (``GAP3D_*``) and flags.
+
+*Result settings* (``views``, ``renders``, ``targets`` ...) can change a result and are part of every
+fingerprint. *Limits* (timeouts, sizes, memory, attempts) only matter to rows that a limit ended.
+``compute`` says where and with how many workers, and changes no result.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+GIB = 1024**3
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SourceSettings(Section):
+    """Where objects come from."""
+
+    kind: Literal["samples", "folder"] = "samples"
+    """samples: the two dozen bundled objects. folder: the user's own 3D files."""
+    path: Path | None = None
+    """folder: the root of the files, searched at any depth."""
+    captions: Path | None = None
+    """CSV or Parquet with columns path and captions (a JSON list or one text). Default: captions.csv in the folder, if there."""
+    overrides: Path | None = None
+    """CSV with columns path, exclude, yaw, up_axis, captions; empty cells change nothing."""
+
+    @model_validator(mode="after")
+    def folder_has_a_path(self) -> "SourceSettings":
+        if self.kind == "folder" and self.path is None:
+            raise ValueError("source.kind = 'folder' needs source.path: name the folder of 3D files (--source.path DIR)")
+        return self
+
+
+class CatalogSettings(Section):
+    """Which objects take part, in which order and split."""
+
+    shards: PositiveInt = 64
+    """Number of shards, a power of two; fixed for the life of a collection."""
+    seed: int = 42
+    """Seed of the sampling order (rank) and of the split."""
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of duplicate clusters held out for validation."""
+
+    @model_validator(mode="after")
+    def shards_are_a_power_of_two(self) -> "CatalogSettings":
+        if self.shards & (self.shards - 1):
+            raise ValueError(f"catalog.shards = {self.shards} must be a power of two: a shard is leading bits of a hash")
+        return self
+
+
+class ViewSettings(Section):
+    """Least-occluded view selection (paper A.1.2)."""
+
+    points: PositiveInt = 5000
+    """Area-weighted surface samples."""
+    yaws: tuple[float, ...] = (0.0, 90.0, 180.0, 270.0)
+    """Candidate yaws, degrees; ties go to the first."""
+    pitch: float = 30.0
+    """Degrees above the horizon."""
+    radius: PositiveFloat = 2.0
+    """Camera distance from the origin; the object fits [-0.5, 0.5]^3."""
+    fov: Annotated[float, Field(gt=0, lt=180)] = 40.0
+    """Full field of view, degrees."""
+    tolerance: PositiveFloat = 1e-3
+    """A point is seen if the first hit is not nearer than its distance less this."""
+    seed: int = 0
+    """With the object_id, the seed of the surface samples."""
+
+
+class RenderSettings(Section):
+    """One Cycles image (specification 2.1)."""
+
+    resolution: PositiveInt = 512
+    """Pixels per side."""
+    samples: PositiveInt = 128
+    """Cycles samples per pixel."""
+    denoise: bool = True
+    """OpenImageDenoise on the result."""
+
+
+class TargetSettings(Section):
+    """What the feature is (specification 3)."""
+
+    encoder: str = "facebook/dinov2-with-registers-large"
+    """A hub id, a local folder, or random-small: a small configuration with UNTRAINED random weights."""
+    revision: str | None = None
+    """Hub revision (commit) of the encoder."""
+    image_size: PositiveInt = 518
+    """Pixels per side given to the encoder."""
+    alpha: Literal["black", "drop"] = "black"
+    """black: composite on black. drop: ignore alpha, as the released training code did."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the encoder; the last normalisation is always float32."""
+    store_dtype: Literal["float16", "bfloat16"] = "float16"
+    """Number format of registers and patches in the parts."""
+    seed: int = 0
+    """Seed of the random-small weights."""
+
+
+class DatasetSettings(Section):
+    """Which good rows the dataset takes."""
+
+    count: PositiveInt | None = None
+    """The first so many ok rows by rank; none takes all."""
+
+
+class Limits(Section):
+    """Bounds that end a row, never the run."""
+
+    timeout_s: PositiveFloat = 300.0
+    """Seconds for one object in Blender: import, mesh and render."""
+    memory_bytes: PositiveInt = 8 * GIB
+    """Resident memory of one Blender."""
+    object_bytes: PositiveInt = 2 * GIB
+    """Main file and companions together."""
+    triangles: PositiveInt = 20_000_000
+    """Triangles after modifiers and instances."""
+    pixels: PositiveInt = 16384 * 16384
+    """Pixels of one image."""
+    attempts: PositiveInt = 2
+    """Tries of a transient failure."""
+    recycle_after: PositiveInt = 100
+    """Objects that one Blender serves before a fresh one takes over."""
+
+
+class ComputeSettings(Section):
+    """Where the work runs; changes no result."""
+
+    mode: Literal["inline", "job"] = "inline"
+    """inline: Ray inside this process. job: a Ray job on the cluster at address."""
+    address: str | None = None
+    """job: the Ray dashboard, e.g. http://127.0.0.1:8265."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Ray actors per stage; 0 computes in this process without Ray."""
+    threads: PositiveInt = 1
+    """CPU threads of one Blender."""
+    encoder_threads: PositiveInt = 2
+    """CPU threads of the encoder."""
+    encoder_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs per encoder actor, fractions allowed."""
+    batch_size: PositiveInt = 4
+    """Images per encoder call."""
+    flush_s: PositiveFloat = 60.0
+    """Finished rows are committed at least this often: what a kill can cost."""
+    flush_rows: PositiveInt = 512
+    """... or after so many rows."""
+    part_bytes: PositiveInt = 512 * 1024**2
+    """Largest part file."""
+    lease_wait_s: Annotated[float, Field(ge=0)] = 30.0
+    """How long to wait for another run on the same shard before refusing."""
+
+
+class Settings(BaseSettings):
+    """Everything a run needs; resolved once, and saved beside every output."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="GAP3D_", env_nested_delimiter="__", use_attribute_docstrings=True
+    )
+
+    store: Path = Path("data/store")
+    """Root of the store."""
+    collection: str = Field(default="demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """A catalog with its view protocol."""
+    source: SourceSettings = SourceSettings()
+    catalog: CatalogSettings = CatalogSettings()
+    views: ViewSettings = ViewSettings()
+    renders: RenderSettings = RenderSettings()
+    targets: TargetSettings = TargetSettings()
+    dataset: DatasetSettings = DatasetSettings()
+    limits: Limits = Limits()
+    compute: ComputeSettings = ComputeSettings()

@@ -1,0 +1,270 @@
+"""The store: ``<root>/<collection>/<stage>/<shard>`` holds a manifest and immutable parts.
+
+All paths inside are relative, so a store can be moved. A reader that holds a manifest keeps a
+consistent view: parts are never changed, and only ``gc`` removes them.
+"""
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gap3d import fingerprints, manifest
+from gap3d.blobs import Blobs
+from gap3d.lease import NAME as LEASE
+from gap3d.lease import OWNER, lease
+from gap3d.manifest import LedgerRow, Manifest
+from gap3d.parts import TEMPORARY, PartWriter, read_rows, write_atomically
+from gap3d.records import Outcome, Status
+from gap3d.schemas import StageSchema
+from gap3d.settings import ComputeSettings, Limits
+
+log = logging.getLogger(__name__)
+ALL = "all"  # the one shard of an unpartitioned stage
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Store:
+    """One collection's part of a store on a local or shared file system.
+
+    Args:
+        root: the store's folder.
+        collection: a catalog with its view protocol.
+        shards: number of shards, fixed when the collection is made.
+
+    Raises:
+        ValueError: the collection was made with another number of shards.
+    """
+
+    def __init__(self, root: Path, collection: str, shards: int) -> None:
+        self.root = root.expanduser().absolute()
+        self.collection = collection
+        self.folder = self.root / collection
+        self.shards = fingerprints.shard_keys(shards)
+        self.blobs = Blobs(self.root / "blobs")
+        head = self.folder / "collection.json"
+        if not head.exists():
+            write_atomically(head, json.dumps({"shards": shards, "schema_version": 1}).encode())
+        made_with = json.loads(head.read_text())["shards"]
+        if made_with != shards:
+            raise ValueError(
+                f"collection {collection} in {self.root} has {made_with} shards, the settings ask for {shards}: "
+                f"set catalog.shards = {made_with}, or choose another collection name"
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Store, (self.root, self.collection, len(self.shards)))
+
+    def shard(self, stage: str, shard: str) -> Path:
+        """Folder of one shard of a stage."""
+        return self.folder / stage / shard
+
+    def manifest(self, stage: str, shard: str) -> Manifest:
+        """What is committed of a shard now."""
+        return manifest.read(self.shard(stage, shard), stage, shard)
+
+    def read(self, held: Manifest, columns: Sequence[str] | None = None, keys: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+        """The ok rows of a manifest as dictionaries by key, for stages of small rows."""
+        wanted = set(keys) if keys is not None else None
+        by_part: dict[str, list[LedgerRow]] = {}
+        for row in held.rows.values():
+            if row.part and (wanted is None or row.key in wanted):
+                by_part.setdefault(row.part, []).append(row)
+        found: dict[str, dict[str, Any]] = {}
+        names = list(dict.fromkeys(["key", *columns])) if columns is not None else None
+        for part, rows in by_part.items():
+            table = read_rows(self.shard(held.stage, held.shard) / part, [row.part_row or 0 for row in rows], names)
+            for row, record in zip(rows, table.to_pylist(), strict=True):
+                if record["key"] != row.key:
+                    raise ValueError(f"{held.stage}/{held.shard}/{part} row {row.part_row} is {record['key']}, not {row.key}")
+                found[row.key] = record
+        return found
+
+    def verify(self, held: Manifest) -> list[str]:
+        """What is wrong with a shard's parts: absent, damaged (page checksums), wrong rows. Reads every byte."""
+        faults = []
+        for part in sorted(held.parts):
+            path = self.shard(held.stage, held.shard) / part
+            try:
+                with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                    keys = [key for batch in file.iter_batches(batch_size=16) for key in batch.column("key").to_pylist()]
+            except (OSError, pa.ArrowException) as error:
+                faults.append(f"{held.stage}/{held.shard}/{part}: {str(error).splitlines()[0][:200]}")
+                continue
+            rows = [row for row in held.rows.values() if row.part == part]
+            if any((row.part_row or 0) >= len(keys) or keys[row.part_row or 0] != row.key for row in rows):
+                faults.append(f"{held.stage}/{held.shard}/{part}: rows are not where the manifest says")
+        return faults
+
+    def save_settings(self, stage: str, digest: str, content: Mapping[str, Any]) -> None:
+        """Keep resolved result settings beside the outputs that they shaped."""
+        path = self.folder / "settings" / f"{stage}-{digest}.json"
+        if not path.exists():
+            write_atomically(path, json.dumps(content, indent=1, sort_keys=True).encode())
+
+    def settings(self, stage: str, digest: str) -> dict[str, Any]:
+        """Settings saved under a digest; empty where there are none."""
+        path = self.folder / "settings" / f"{stage}-{digest}.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    @contextmanager
+    def writer(
+        self, stage: str, shard: str, schema: StageSchema, compute: ComputeSettings, limits: Limits, metadata: Mapping[str, Any] | None = None
+    ) -> Iterator["ShardWriter"]:
+        """Hold a shard's lease and write it. What is finished is committed even when an exception leaves."""
+        folder = self.shard(stage, shard)
+        with lease(folder, compute.lease_wait_s):
+            held = self.manifest(stage, shard)
+            clean(folder, held)
+            writer = ShardWriter(folder, held, schema, compute, limits, metadata or {})
+            try:
+                yield writer
+            except OSError:
+                writer.discard()  # the disk is full or gone: a commit would fail too
+                raise
+            except BaseException:
+                writer.flush_open()
+                raise
+            writer.flush_open()
+
+
+def clean(folder: Path, held: Manifest) -> None:
+    """Remove what a killed run left: temporary files, and parts that no manifest ever listed."""
+    known = held.parts | set(held.retired) | {manifest.NAME, LEASE, OWNER}
+    for path in folder.iterdir():
+        if path.name not in known or path.name.endswith(TEMPORARY):
+            log.info("removing leftover %s", path)
+            path.unlink(missing_ok=True)
+
+
+class ShardWriter:
+    """Collects outcomes of one shard and commits them as parts and a new manifest."""
+
+    def __init__(
+        self, folder: Path, held: Manifest, schema: StageSchema, compute: ComputeSettings, limits: Limits, metadata: Mapping[str, Any]
+    ) -> None:
+        self.folder = folder
+        self.schema = schema
+        self.compute = compute
+        self.limits = limits
+        self.rows = dict(held.rows)
+        self.added = 0
+        self.complete = held.complete
+        self._held = held
+        self._metadata = {"gap3d": json.dumps({"stage": held.stage, **metadata}, sort_keys=True)}
+        self._part: PartWriter | None = None
+        self._open: list[LedgerRow] = []
+        self._changed = False
+        self._flushed = time.monotonic()
+
+    @cached_property
+    def host(self) -> str:
+        """This machine's name."""
+        return socket.gethostname()
+
+    def add(self, outcome: Outcome, inputs: Mapping[str, str]) -> LedgerRow:
+        """Take one finished row.
+
+        Args:
+            outcome: what became of it.
+            inputs: the parts of its fingerprint.
+        """
+        digest = fingerprints.row_digest(outcome.status.value, outcome.data, self.schema.exempt)
+        bound = {} if outcome.origin else manifest.limits_in_force(outcome.status, self.limits)
+        row = LedgerRow(
+            key=outcome.key,
+            status=outcome.status,
+            reason=outcome.reason,
+            origin=outcome.origin,
+            digest=digest,
+            fingerprint=fingerprints.digest_of(dict(inputs)),
+            inputs=dict(inputs),
+            limits=bound,
+            attempts=outcome.attempts,
+            seconds=outcome.seconds,
+            host=self.host,
+            device=outcome.device,
+            finished_at=now(),
+            log_tail=outcome.log_tail,
+            costs=dict(outcome.costs),
+        )
+        position = None
+        if outcome.data is not None:
+            if self._part is None:
+                self._part = PartWriter(self.folder, self.schema, self._metadata)
+            position = self._part.add(outcome.key, digest, outcome.data)
+        self._open.append(replace(row, part_row=position))
+        self.added += 1
+        due = time.monotonic() - self._flushed >= self.compute.flush_s or len(self._open) >= self.compute.flush_rows
+        if due or (self._part is not None and self._part.bytes >= self.compute.part_bytes):
+            self.flush()
+        return row
+
+    def keep_only(self, keys: set[str]) -> None:
+        """Forget rows whose objects are gone from the catalog."""
+        gone = set(self.rows) - keys
+        for key in gone:
+            del self.rows[key]
+        self._changed = self._changed or bool(gone)
+
+    def finish(self, expected: set[str]) -> Manifest:
+        """Commit, and prove that every expected row is there, once.
+
+        Raises:
+            RuntimeError: rows are missing: a fault of this program, never of the input.
+        """
+        self.keep_only(expected)
+        missing = expected - set(self.rows) - {row.key for row in self._open}
+        if missing:
+            raise RuntimeError(f"{self._held.stage}/{self._held.shard}: no outcome for {len(missing)} rows, e.g. {sorted(missing)[:3]}")
+        self.flush(complete=True)
+        return self._held
+
+    def flush(self, *, complete: bool = False) -> None:
+        """Publish the open part, then the manifest that lists it."""
+        part = self._part.close() if self._part is not None else None
+        self._part = None
+        for row in self._open:
+            self.rows[row.key] = replace(row, part=part if row.part_row is not None else None)
+        changed = bool(self._open) or self._changed or (complete != self.complete)
+        self._open = []
+        self._flushed = time.monotonic()
+        if changed or self._held.sequence == 0:
+            self._held = self._held.next(self.rows.values(), complete=complete, now=now())
+            manifest.write(self.folder, self._held)
+            self._changed = False
+            self.complete = complete
+
+    def flush_open(self) -> None:
+        """Commit rows that are finished, if any are not committed yet; the shard stays incomplete."""
+        if self._open:
+            self.flush()
+
+    def discard(self) -> None:
+        """Drop what is not committed."""
+        if self._part is not None:
+            self._part.discard()
+        self._part, self._open = None, []
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that can still be written where ``path`` is or will be."""
+    while not path.exists():
+        path = path.parent
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize

@@ -1,0 +1,123 @@
+"""The token layout of a target and its stored form (specification 3).
+
+Tokens stand in the encoder's order: CLS, register tokens, patch tokens row by row.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+StoreDtype = Literal["float16", "bfloat16"]
+TORCH_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+NORM_EPS = 1e-5  # of the target's layer norm, not of the encoder's
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How many tokens of which kind a target has.
+
+    Args:
+        registers: number of register tokens.
+        grid: rows and columns of patch tokens.
+        width: channels per token.
+    """
+
+    registers: int
+    grid: tuple[int, int]
+    width: int
+
+    @property
+    def patches(self) -> int:
+        """Number of patch tokens."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def count(self) -> int:
+        """Number of tokens: CLS, registers and patches."""
+        return 1 + self.registers + self.patches
+
+    def split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [B, T, C] as CLS [B, C], registers [B, R, C] and patches [B, N, C], all views.
+
+        Raises:
+            ValueError: the shape is not of this layout.
+        """
+        if tuple(tokens.shape[1:]) != (self.count, self.width):
+            raise ValueError(f"tokens {tuple(tokens.shape)} are not [B, {self.count}, {self.width}]")
+        return tokens[:, 0], tokens[:, 1 : 1 + self.registers], tokens[:, 1 + self.registers :]
+
+    def join(self, cls: Tensor, registers: Tensor, patches: Tensor) -> Tensor:
+        """The inverse of ``split``: tokens [B, T, C]."""
+        tokens = torch.cat([cls[:, None], registers, patches], dim=1)
+        self.split(tokens)
+        return tokens
+
+    def as_grid(self, patches: Tensor) -> Tensor:
+        """Patches [B, N, C] as a feature map [B, C, rows, columns]."""
+        return patches.transpose(1, 2).unflatten(2, self.grid)
+
+    def describe(self, dtype: StoreDtype) -> dict[str, Any]:
+        """All that is needed to decode the columns, for the metadata of the parts."""
+        return {
+            "order": ["cls", "registers", "patches (row-major)"],
+            "normalisation": f"layer norm over channels without affine, eps {NORM_EPS}, of the pre-norm tokens",
+            "grid": list(self.grid),
+            "cls": {"shape": [self.width], "dtype": "float32"},
+            "registers": {"shape": [self.registers, self.width], "dtype": dtype, "byte_order": "little"},
+            "patches": {"shape": [self.patches, self.width], "dtype": dtype, "byte_order": "little"},
+        }
+
+
+def targets_from_prenorm(tokens: Tensor) -> Tensor:
+    """The training target: layer norm over channels, no affine, eps 1e-5, in float32.
+
+    Args:
+        tokens: [B, T, C] after the last block and before the encoder's own final norm, of any precision.
+
+    Returns:
+        float32 [B, T, C].
+    """
+    return torch.nn.functional.layer_norm(tokens.float(), tokens.shape[-1:], eps=NORM_EPS)
+
+
+def pack(array: Tensor | NDArray[Any], dtype: StoreDtype) -> bytes:
+    """Numbers of any shape as the bytes of a fixed-size binary column, little-endian.
+
+    Raises:
+        ValueError: a number is not finite in that format.
+    """
+    tensor = torch.as_tensor(array).detach().cpu().to(TORCH_DTYPES[dtype]).contiguous()
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"numbers of shape {tuple(tensor.shape)} are not all finite in {dtype}")
+    return tensor.view(torch.uint8).numpy().tobytes()
+
+
+def unpack(buffer: Any, shape: tuple[int, ...], dtype: StoreDtype) -> Tensor:
+    """The inverse of ``pack``, without a copy.
+
+    Args:
+        buffer: bytes, memoryview, Arrow buffer or array; kept alive by the result.
+        shape: of the result; several rows of a column may be taken at once.
+        dtype: what was packed.
+
+    Returns:
+        A tensor over the buffer's memory. Read it, never write to it: the memory may be a mapped file.
+
+    Raises:
+        ValueError: the buffer has another length.
+    """
+    memory = np.frombuffer(buffer, dtype=np.uint8)
+    kind = TORCH_DTYPES[dtype]
+    if memory.size != int(np.prod(shape)) * kind.itemsize:
+        raise ValueError(f"{memory.size} bytes are not {dtype} of shape {shape}")
+    if not memory.size:
+        return torch.empty(shape, dtype=kind)
+    # torch has no read-only tensors and warns of a read-only buffer; the ctypes array says nothing.
+    window = (ctypes.c_ubyte * memory.size).from_address(memory.ctypes.data)
+    window.owner = memory
+    return torch.frombuffer(window, dtype=kind).view(shape)

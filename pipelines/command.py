@@ -1,0 +1,136 @@
+"""The command line that all stages share: a preset, then the environment, then flags, the later over the earlier."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource
+from pydantic_settings.exceptions import SettingsError
+
+from gap3d.lease import LeaseHeld
+from gap3d.records import SystemicFault
+from gap3d.settings import Settings
+from gap3d.store import Store
+from pipelines.job import NotReady
+from pipelines.report import Report
+
+log = logging.getLogger(__name__)
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(path.name.removesuffix(".toml") for path in resources.files("pipelines.presets").iterdir() if path.name.endswith(".toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """A preset's content: one of the package's by name, or a TOML file by path.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    path = Path(name)
+    if path.suffix == ".json" and path.is_file():
+        return json.loads(path.read_text())  # resolved settings, as saved beside outputs
+    if name in presets():
+        return tomllib.loads(resources.files("pipelines.presets").joinpath(f"{name}.toml").read_text())
+    if path.suffix != ".toml" or not path.is_file():
+        raise SettingsError(f"no preset {name!r}: choose one of {', '.join(presets())}, or name a .toml file")
+    return tomllib.loads(path.read_text())
+
+
+def load_settings(preset: str | None = None, flags: CliSettingsSource[Settings] | None = None, **values: Any) -> Settings:
+    """Settings from a preset, the environment (``GAP3D_*``) and flags.
+
+    Args:
+        preset: a name or a .toml file; None takes ``GAP3D_PRESET``, else demo.
+        flags: parsed command-line flags.
+        values: settings by name, over everything else.
+    """
+    content = read_preset(preset or os.environ.get("GAP3D_PRESET") or "demo")
+
+    class Resolved(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, **_: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (init_settings, *([flags] if flags else []), env_settings, Preset(settings_cls))
+
+    class Preset(PydanticBaseSettingsSource):
+        def get_field_value(self, *_: Any) -> tuple[Any, str, bool]:
+            raise NotImplementedError  # __call__ gives the whole at once
+
+        def __call__(self) -> dict[str, Any]:
+            return content
+
+    return Settings.model_construct(**dict(Resolved(**values)))
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name."""
+    return Store(settings.store, settings.collection, settings.catalog.shards)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Flags that are not settings."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--preset", help=f"{', '.join(presets())}, or a .toml file (default: GAP3D_PRESET, else demo)")
+    made.add_argument("--verbose", action="store_true", help="log every step")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
+    """Flags and settings; ends the program with a clear message where they can't be used."""
+    source: CliSettingsSource[Settings] = CliSettingsSource(
+        Settings, root_parser=made, cli_parse_args=False, cli_avoid_json=True, cli_hide_none_type=True, cli_implicit_flags=True
+    )
+    known = made.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if known.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return known, load_settings(known.preset, source(parsed_args=known))
+    except (SettingsError, ValidationError, tomllib.TOMLDecodeError) as error:
+        made.exit(2, f"{made.prog}: settings: {error}\n")
+
+
+def stop(number: int, _frame: FrameType | None) -> None:
+    """SIGTERM as KeyboardInterrupt: what is finished is committed, children are ended."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def stage_main(stage: str, doc: str, run: Callable[[Settings, Sequence[str]], Report], *, sharded: bool = True) -> None:
+    """The program of a stage: ``python -m pipelines.<stage>``."""
+    made = parser(doc)
+    if sharded:
+        made.add_argument("--shards", help="comma-separated shard keys (default: all)")
+    made.add_argument("--report", type=Path, help="write the run's report (JSON) here")
+    known, settings = parse(made)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        keys = open_store(settings).shards
+        wanted = known.shards.split(",") if sharded and known.shards else keys
+        unknown = sorted(set(wanted) - set(keys))
+        if unknown:
+            made.exit(2, f"{made.prog}: no shard {', '.join(unknown)}: the collection has {keys[0]} to {keys[-1]}\n")
+        report = run(settings, wanted)
+        if known.report:
+            report.save(known.report)
+    except (NotReady, LeaseHeld, SystemicFault, ValueError) as error:
+        made.exit(1, f"{made.prog}: {error}\n")
+    except KeyboardInterrupt:
+        made.exit(130, f"{made.prog}: stopped; finished rows are kept, run it again to go on\n")
+    say(*report.lines())
+
+
+def say(*lines: str) -> None:
+    """Print to the user."""
+    sys.stdout.write("\n".join(lines) + "\n")

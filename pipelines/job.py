@@ -1,0 +1,274 @@
+"""Shards in, shards out: plan the rows, compute those that are not up to date, commit each shard when its rows are in."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tqdm import tqdm
+
+from gap3d.manifest import Manifest
+from gap3d.records import Outcome, Status
+from gap3d.schemas import StageSchema
+from gap3d.settings import Settings
+from gap3d.store import ShardWriter, Store
+from pipelines.cluster import Broken, Resources, Worker, open_pool
+from pipelines.report import Report, ShardReport
+
+log = logging.getLogger(__name__)
+
+STREAK = 20  # equal failures in a row before the engine has to prove that it works
+
+
+class NotReady(Exception):
+    """An earlier stage has not finished the shards that this one needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One expected output row.
+
+    Attributes:
+        inputs: the parts of its fingerprint; None where only the item's own work can tell them.
+        decided: the outcome, where it follows without work from an earlier stage's.
+        after: the row of the same item that has to be computed first.
+        payload: what a worker needs to compute it.
+    """
+
+    stage: str
+    key: str
+    inputs: Mapping[str, str] | None
+    decided: Outcome | None = None
+    after: tuple[str, str] | None = None
+    payload: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """What a worker takes at once: rows that share an input or a batch."""
+
+    shard: str
+    rows: tuple[Row, ...]
+    payload: Any
+    attempts: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A stage, or stages computed in the same breath.
+
+    Attributes:
+        stages: in the order of their dependence.
+        schema: columns by stage.
+        rows: the expected rows of a shard.
+        items: groups rows that need work; gets the shard, the rows and the manifests in force.
+        factory: makes a worker.
+        metadata: goes into every part of a stage.
+    """
+
+    stages: tuple[str, ...]
+    schema: Mapping[str, StageSchema]
+    rows: Callable[[str], list[Row]]
+    items: Callable[[str, list[Row], Mapping[str, Manifest]], list[Item]]
+    factory: Callable[[], Worker]
+    resources: Resources
+    metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def require_complete(store: Store, stage: str, shard: str, program: str) -> Manifest:
+    """The manifest of an earlier stage.
+
+    Raises:
+        NotReady: it is not there or not whole; the message says what to run.
+    """
+    held = store.manifest(stage, shard)
+    if not held.complete:
+        raise NotReady(f"{stage} of shard {shard} is not complete: run `python -m pipelines.{program}` first")
+    return held
+
+
+def passed_on(stage: str, key: str, origin: str, row: Any) -> Row:
+    """The row of an object whose earlier stage failed: the same status, and where it comes from."""
+    first = row.origin or origin
+    outcome = Outcome(stage=stage, key=key, status=row.status, reason=row.reason, origin=first)
+    return Row(stage=stage, key=key, inputs={"origin": first, "status": row.status.value}, decided=outcome)
+
+
+@dataclass
+class ShardRun:
+    """One shard in progress."""
+
+    shard: str
+    rows: dict[tuple[str, str], Row]
+    writers: dict[str, ShardWriter]
+    waiting: set[tuple[str, str]]
+    computed: Counter[str] = field(default_factory=Counter)
+    decided: Counter[str] = field(default_factory=Counter)
+    retried: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    why: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+def run(job: Job, store: Store, settings: Settings, shards: Sequence[str]) -> Report:
+    """Compute what is not up to date in these shards.
+
+    Raises:
+        SystemicFault: the engine or the machine fails; nothing that it caused is committed as a row.
+        LeaseHeld: another run writes one of the shards.
+        NotReady: an earlier stage is not complete.
+    """
+    started = time.monotonic()
+    reports: list[ShardReport] = []
+    with ExitStack() as leases:
+        runs = [start_shard(job, store, settings, shard, leases) for shard in shards]
+        items = [item for active in runs for item in plan_items(job, store, settings, active)]
+        by_shard = {active.shard: active for active in runs}
+        if items:
+            compute(job, settings, items, by_shard)
+        for active in runs:
+            reports.extend(finish_shard(job, active))
+    for report in reports:
+        report.prove()
+    return Report(shards=tuple(reports), wall_s=time.monotonic() - started)
+
+
+def start_shard(job: Job, store: Store, settings: Settings, shard: str, leases: ExitStack) -> ShardRun:
+    """Take a shard's leases and find out which rows it should have."""
+    rows = {(row.stage, row.key): row for row in job.rows(shard)}
+    writers = {
+        stage: leases.enter_context(
+            store.writer(stage, shard, job.schema[stage], settings.compute, settings.limits, job.metadata.get(stage))
+        )
+        for stage in job.stages
+    }
+    return ShardRun(shard=shard, rows=rows, writers=writers, waiting=set())
+
+
+def plan_items(job: Job, store: Store, settings: Settings, active: ShardRun) -> list[Item]:
+    """Write the rows that need no work, and group those that do."""
+    todo: list[Row] = []
+    for place, row in active.rows.items():
+        writer = active.writers[row.stage]
+        known = writer.rows.get(row.key)
+        reason = "new" if known is None else known.needs(row.inputs, settings.limits)
+        if not reason and row.after in active.waiting:
+            reason = "after"
+        if not reason:
+            continue
+        if row.decided is not None:
+            writer.add(row.decided, row.inputs or {})
+            active.decided[row.stage] += 1
+            continue
+        if reason != "after":
+            active.why[(row.stage, reason)] += 1
+        active.waiting.add(place)
+        todo.append(row)
+    manifests = {stage: store.manifest(stage, active.shard) for stage in job.stages}
+    return job.items(active.shard, todo, manifests) if todo else []
+
+
+def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, ShardRun]) -> None:
+    """Feed the items to workers and take their outcomes."""
+    deadline_s = settings.limits.timeout_s * 2 + 300
+    pool = open_pool(job.factory, job.resources, settings.compute, deadline_s)
+    streak: list[tuple[Item, Outcome]] = []
+    label = "+".join(job.stages)
+    try:
+        with tqdm(total=sum(len(item.rows) for item in items), desc=label, unit="row", dynamic_ncols=True) as bar:
+            for item, outcome in outcomes(pool, items, settings):
+                bar.update(len(item.rows) if outcome is None else 1)
+                if outcome is None:
+                    continue
+                if streak and (outcome.status, outcome.stage) != (streak[-1][1].status, streak[-1][1].stage):
+                    settle(streak, runs)
+                if outcome.status in (Status.OK, Status.EXCLUDED):
+                    take(item, outcome, runs)
+                    continue
+                streak.append((item, outcome))
+                if len(streak) % STREAK == 0:
+                    log.warning("%d times %s in a row: proving that the engine works", len(streak), outcome.status)
+                    pool.probe()
+                    settle(streak, runs)
+            settle(streak, runs)
+    finally:
+        pool.close()
+
+
+def outcomes(pool: Any, items: Sequence[Item], settings: Settings) -> Iterator[tuple[Item, Outcome | None]]:
+    """Every outcome of every item; an item whose worker died is tried again until its attempts are used up."""
+    todo: Sequence[Item] = items
+    while todo:
+        again: list[Item] = []
+        for item, answer in pool.run(todo, lambda item: item.payload):
+            if isinstance(answer, Broken):
+                if answer.died and item.attempts < settings.limits.attempts:
+                    again.append(replace(item, attempts=item.attempts + 1))
+                    continue
+                status = Status.CRASHED if answer.died else Status.INTERNAL_ERROR
+                for row in item.rows:
+                    yield item, Outcome(
+                        stage=row.stage,
+                        key=row.key,
+                        status=status,
+                        reason=answer.reason,
+                        attempts=item.attempts,
+                        log_tail=answer.traceback,
+                        inputs=row.inputs or {},
+                    )
+                continue
+            for outcome in answer:
+                yield item, replace(outcome, attempts=max(outcome.attempts, item.attempts))
+            if not answer:
+                yield item, None
+        todo = again
+
+
+def settle(streak: list[tuple[Item, Outcome]], runs: Mapping[str, ShardRun]) -> None:
+    """Commit failures that are the inputs' fault."""
+    for item, outcome in streak:
+        take(item, outcome, runs)
+    streak.clear()
+
+
+def take(item: Item, outcome: Outcome, runs: Mapping[str, ShardRun]) -> None:
+    """Hand one outcome to its shard's writer."""
+    active = runs[item.shard]
+    row = active.rows[(outcome.stage, outcome.key)]
+    writer = active.writers[outcome.stage]
+    known = writer.rows.get(outcome.key)
+    inputs = outcome.inputs if outcome.inputs is not None else row.inputs
+    if inputs is None:
+        raise RuntimeError(f"{outcome.stage} {outcome.key}: no inputs for its fingerprint")
+    again = known is not None and known.needs(inputs, writer.limits).startswith("attempt")
+    earlier = known.attempts if known is not None and again else 0
+    if outcome.status is not Status.OK and not outcome.origin:
+        log.warning("%s %s: %s: %s", outcome.stage, outcome.key, outcome.status, outcome.reason)
+    writer.add(replace(outcome, attempts=outcome.attempts + earlier), inputs)
+    (active.decided if outcome.origin else active.computed)[outcome.stage] += 1
+    active.retried[outcome.stage] += int(again)
+    active.seconds[outcome.stage] += outcome.seconds
+    active.waiting.discard((outcome.stage, outcome.key))
+
+
+def finish_shard(job: Job, active: ShardRun) -> Iterator[ShardReport]:
+    """Commit a shard and say what it holds."""
+    for stage in job.stages:
+        writer = active.writers[stage]
+        expected = {key for (of, key) in active.rows if of == stage}
+        held = writer.finish(expected)
+        yield ShardReport(
+            stage=stage,
+            shard=active.shard,
+            expected=len(expected),
+            found=len(held.rows),
+            computed=active.computed[stage],
+            decided=active.decided[stage],
+            retried=active.retried[stage],
+            by_status=held.by_status(),
+            digest=held.digest,
+            seconds=active.seconds[stage],
+            why={reason: count for (of, reason), count in active.why.items() if of == stage},
+        )

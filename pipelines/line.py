@@ -1,0 +1,63 @@
+"""line: the whole line on one machine: catalog, downloads, views and renders, targets, dataset."""
+
+import signal
+import time
+
+from gap3d.lease import LeaseHeld
+from gap3d.parts import write_atomically
+from gap3d.records import SystemicFault
+from gap3d.settings import Settings
+from gap3d.store import free_bytes
+from pipelines import catalog, dataset, downloads, rendering, targets
+from pipelines.command import open_store, parse, parser, say, stop
+from pipelines.job import NotReady
+from pipelines.plan import make_plan, refusal
+from pipelines.previews import collection_sheet
+from pipelines.report import Report, merge
+
+
+def run(settings: Settings) -> Report:
+    """Bring every stage up to date, in order.
+
+    Raises:
+        SystemicFault: the disk can't hold what would be computed, or an engine is missing.
+    """
+    store = open_store(settings)
+    reports = [catalog.run(settings)]
+    if why := refusal(make_plan(settings), free_bytes(store.root)):
+        raise SystemicFault(why)
+    for stage in (downloads, rendering, targets):
+        reports.append(stage.run(settings, store.shards))
+    reports.append(dataset.run(settings))
+    return merge(reports)
+
+
+def main() -> None:
+    """The program."""
+    known, settings = parse(parser(__doc__ or ""))
+    signal.signal(signal.SIGTERM, stop)
+    started = time.monotonic()
+    made = parser("")
+    try:
+        report = run(settings)
+    except (NotReady, LeaseHeld, SystemicFault, ValueError) as error:
+        made.exit(1, f"stopped: {error}\n")
+    except KeyboardInterrupt:
+        made.exit(130, "stopped; finished rows are kept, run it again to go on\n")
+    store = open_store(settings)
+    sheet = store.folder / "contact_sheet.jpg"
+    write_atomically(sheet, collection_sheet(store, store.shards))
+    preset = f" GAP3D_PRESET={known.preset}" if known.preset else ""
+    say(
+        "",
+        f"Collection {settings.collection!r} in {store.folder}, {time.monotonic() - started:.0f} s:",
+        *report.lines(),
+        f"encoder:  {targets.label(settings)}",
+        f"pictures: {sheet}",
+        f"why:      {preset.strip()} python -m pipelines.why OBJECT_ID_OR_PATH".replace("  ", " "),
+        f"UI:      {preset} dagster dev -w workspace.yaml, then http://127.0.0.1:3000",
+    )
+
+
+if __name__ == "__main__":
+    main()

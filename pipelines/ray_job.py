@@ -1,0 +1,93 @@
+"""A stage as a Ray job: submitted, followed, and ended when its caller ends."""
+
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import pipelines.cluster  # noqa: F401: sets Ray's environment before Ray is imported
+from gap3d.parts import write_atomically
+from gap3d.settings import Settings
+from pipelines.report import Report
+
+log = logging.getLogger(__name__)
+POLL_S = 0.5
+STOP_S = 10.0  # a job that is asked to stop and has not after so long is reported
+
+
+class JobFailed(Exception):
+    """The Ray job ended without the report that would prove its rows."""
+
+
+def resolved(settings: Settings) -> Settings:
+    """Settings whose paths hold anywhere: a job does not run in the caller's folder."""
+    absolute = {"store": settings.store.expanduser().absolute()}
+    paths = {name: getattr(settings.source, name) for name in ("path", "captions", "overrides")}
+    source = settings.source.model_copy(update={n: p.expanduser().absolute() for n, p in paths.items() if p is not None})
+    return settings.model_copy(update={**absolute, "source": source})
+
+
+def submit(
+    module: str, settings: Settings, shards: Sequence[str], name: str, on_log: Callable[[str], None] = log.info, python: str = sys.executable
+) -> Report:
+    """Run ``python -m pipelines.<module>`` on the cluster at ``compute.address`` and wait for it.
+
+    Args:
+        module: the stage's module.
+        settings: everything; handed over in a file beside the store.
+        shards: shard keys; none for a stage without shards.
+        name: submission id; the same name twice is the same job, not a second one.
+        on_log: takes the job's output, in pieces.
+        python: the interpreter on the cluster's nodes.
+
+    Returns:
+        The job's report: the proof that expected = found.
+
+    Raises:
+        JobFailed: it failed, was stopped, or left no report.
+    """
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    settings = resolved(settings)
+    folder = settings.store / settings.collection / "jobs" / name
+    write_atomically(folder / "settings.json", settings.model_dump_json(indent=1, exclude={"compute": {"mode", "address"}}).encode())
+    report = folder / "report.json"
+    report.unlink(missing_ok=True)
+    words = [python, "-m", f"pipelines.{module}", "--preset", str(folder / "settings.json"), "--report", str(report)]
+    if shards:
+        words += ["--shards", ",".join(shards)]
+    client = JobSubmissionClient(settings.compute.address)
+    # Exec: a stop of the job then reaches the program itself and not a shell around it.
+    job = client.submit_job(entrypoint=f"exec {shlex.join(words)}", submission_id=name, metadata={"collection": settings.collection})
+    log.info("Ray job %s submitted to %s", job, settings.compute.address)
+    seen = 0
+    try:
+        while True:
+            status = client.get_job_status(job)
+            text = client.get_job_logs(job)
+            if len(text) > seen:
+                on_log(text[seen:])
+                seen = len(text)
+            if status.is_terminal():
+                break
+            time.sleep(POLL_S)
+    except BaseException:
+        stop(client, job)
+        raise
+    if status is not JobStatus.SUCCEEDED or not report.exists():
+        tail = "\n".join(text.strip().splitlines()[-8:])
+        raise JobFailed(f"Ray job {job} ended as {status}; its last lines:\n{tail}\nAll of them: ray job logs {job}")
+    return Report.load(report)
+
+
+def stop(client: object, job: str) -> None:
+    """Ask a job to stop, and wait until it has."""
+    client.stop_job(job)  # type: ignore[attr-defined]
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline:
+        if client.get_job_status(job).is_terminal():  # type: ignore[attr-defined]
+            return
+        time.sleep(POLL_S)
+    log.error("Ray job %s did not stop within %.0f s: ray job stop %s", job, STOP_S, job)
+

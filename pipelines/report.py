@@ -1,0 +1,96 @@
+"""What a stage's run did, and the proof that no row was lost: expected = found."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from gap3d.parts import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """One shard of one stage after a run.
+
+    Attributes:
+        expected: rows that the stage's inputs ask for.
+        found: rows in the manifest.
+        computed: rows that this run worked on.
+        decided: rows that this run wrote without work: they pass on an earlier stage's failure.
+        retried: of the computed rows, those tried again after a transient failure.
+        by_status: rows by status.
+        digest: digest of the shard's content.
+        seconds: work on this shard's rows in this run, summed over workers.
+    """
+
+    stage: str
+    shard: str
+    expected: int
+    found: int
+    computed: int
+    decided: int = 0
+    retried: int = 0
+    by_status: dict[str, int] = field(default_factory=dict)
+    digest: str
+    seconds: float = 0.0
+    why: dict[str, int] = field(default_factory=dict)
+
+    def prove(self) -> None:
+        """Raises RuntimeError unless every expected row is there."""
+        if self.expected != self.found or sum(self.by_status.values()) != self.expected:
+            raise RuntimeError(f"{self.stage}/{self.shard}: expected {self.expected} rows, found {self.found}: {self.by_status}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A run over shards, of one stage or of stages computed together."""
+
+    shards: tuple[ShardReport, ...]
+    wall_s: float = 0.0
+
+    def of(self, stage: str, shard: str) -> ShardReport:
+        """One shard of one stage."""
+        return next(report for report in self.shards if (report.stage, report.shard) == (stage, shard))
+
+    def stages(self) -> list[str]:
+        """Stages in the order they ran."""
+        return list(dict.fromkeys(report.stage for report in self.shards))
+
+    def count(self, name: str, stage: str | None = None) -> int:
+        """Sum of a counter over shards."""
+        return sum(getattr(report, name) for report in self.shards if stage in (None, report.stage))
+
+    def by_status(self, stage: str) -> dict[str, int]:
+        """Rows of a stage by status."""
+        total: Counter[str] = Counter()
+        for report in self.shards:
+            if report.stage == stage:
+                total.update(report.by_status)
+        return dict(sorted(total.items()))
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        write_atomically(path, json.dumps(asdict(self), indent=1).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> "Report":
+        """Read what ``save`` wrote."""
+        content = json.loads(path.read_text())
+        return cls(shards=tuple(ShardReport(**shard) for shard in content["shards"]), wall_s=content["wall_s"])
+
+    def lines(self) -> list[str]:
+        """One line a stage, for a person."""
+        found = []
+        for stage in self.stages():
+            states = ", ".join(f"{count} {status}" for status, count in self.by_status(stage).items()) or "no rows"
+            retried = self.count("retried", stage)
+            extra = f" ({retried} tried again)" if retried else ""
+            found.append(f"{stage:>9}: {self.count('found', stage):5d} rows: {states}; computed {self.count('computed', stage)}{extra}")
+        return found
+
+
+def merge(reports: Iterable[Report]) -> Report:
+    """Several runs as one report."""
+    taken = list(reports)
+    return Report(shards=tuple(s for r in taken for s in r.shards), wall_s=sum(r.wall_s for r in taken))

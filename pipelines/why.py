@@ -1,0 +1,118 @@
+"""why: an object's way through the stages: statuses, reasons, and what a run now would compute again."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from gap3d import fingerprints
+from gap3d.catalog import object_id_of
+from gap3d.manifest import LedgerRow
+from gap3d.settings import Settings
+from gap3d.store import ALL, Store
+from pipelines import downloads, rendering, targets
+from pipelines.command import open_store, parse, parser, say
+from pipelines.job import Job, NotReady
+
+STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")
+
+
+def find(store: Store, name: str, source: str) -> tuple[str, str] | None:
+    """(object_id, shard) of an object, by its id, the start of its id, or its identifier."""
+    for shard in store.shards:
+        for key in store.manifest("catalog", shard).rows:
+            if key == object_id_of(source, name) or (len(name) >= 6 and key.startswith(name)):
+                return key, shard
+    return None
+
+
+def rows_of(store: Store, object_id: str, shard: str) -> Iterator[tuple[str, str, LedgerRow | None]]:
+    """(stage, key, row) of an object, stage by stage; None where a stage has no row of it yet."""
+    for stage in STAGES:
+        held = store.manifest(stage, ALL if stage == "dataset" else shard)
+        found = [row for key, row in held.rows.items() if key.partition("/")[0] == object_id]
+        if not found:
+            yield stage, object_id, None
+        for row in sorted(found, key=lambda row: row.key):
+            yield stage, row.key, row
+
+
+def expected_inputs(settings: Settings, shard: str) -> dict[tuple[str, str], Mapping[str, str] | None]:
+    """The fingerprint parts that each row would have if a run started now."""
+    jobs: list[Callable[[], Job]] = [
+        lambda: downloads.make_job(settings),
+        lambda: rendering.make_job(settings),
+        lambda: targets.make_job(settings),
+    ]
+    found: dict[tuple[str, str], Mapping[str, str] | None] = {}
+    for make in jobs:
+        try:
+            found |= {(row.stage, row.key): row.inputs for row in make().rows(shard)}
+        except NotReady:
+            break
+    return found
+
+
+def changed_settings(store: Store, stage: str, before: str, now: str) -> list[str]:
+    """Which settings differ between two digests, as ``name: old -> new``."""
+    old, new = store.settings(stage, before), store.settings(stage, now)
+    return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+
+
+def explain(store: Store, settings: Settings, stage: str, row: LedgerRow, inputs: Mapping[str, str] | None) -> list[str]:
+    """Lines about one row."""
+    seconds = f"{row.seconds:.2f} s on {row.host}" if row.seconds else ""
+    lines = [f"{stage:>9}  {row.status:<14} {row.finished_at}  {seconds}  attempt {row.attempts}  digest {row.digest[:12]}"]
+    if row.reason:
+        passed = f" (passed on from {row.origin})" if row.origin else ""
+        lines.append(f"{'':>11}{row.reason}{passed}")
+    need = row.needs(inputs, settings.limits)
+    if need:
+        lines.append(f"{'':>11}a run now computes it again: {need}")
+        for name in sorted({*(inputs or {}), *row.inputs}):
+            before, now = row.inputs.get(name, "-"), (inputs or {}).get(name, "-")
+            if inputs is None or before == now:
+                continue
+            lines.append(f"{'':>13}{name}: {before} -> {now}")
+            if name == "settings":
+                lines += [f"{'':>15}{change}" for change in changed_settings(store, stage, before, now)]
+    else:
+        lines.append(f"{'':>11}up to date")
+    if row.log_tail:
+        lines += [f"{'':>11}| {line}" for line in row.log_tail.strip().splitlines()[-6:]]
+    return lines
+
+
+def describe(entry: Mapping[str, Any], store: Store) -> list[str]:
+    """What an object is, and the command that repeats its rendering."""
+    lines = [f"identifier {entry['identifier']}", f"captions   {json.dumps(entry['captions'], ensure_ascii=False)}"]
+    lines.append(f"split      {entry['split']}, shard {fingerprints.shard_of(entry['fetch_group'], len(store.shards))}")
+    return lines
+
+
+def main() -> None:
+    """The program."""
+    made = parser(__doc__ or "")
+    made.add_argument("object", help="an object_id, the start of one, or a path relative to the source folder")
+    known, settings = parse(made)
+    store = open_store(settings)
+    place = find(store, known.object, settings.source.kind)
+    if place is None:
+        made.exit(1, f"no object {known.object!r} in the catalog of collection {store.collection} ({store.root})\n")
+    object_id, shard = place
+    say(f"object_id  {object_id}")
+    entry = store.read(store.manifest("catalog", shard), keys=[object_id]).get(object_id)
+    if entry:
+        say(*describe(entry, store))
+    inputs = expected_inputs(settings, shard)
+    for stage, key, row in rows_of(store, object_id, shard):
+        if row is None:
+            say(f"{stage:>9}  no row yet")
+        else:
+            known_inputs = inputs.get((stage, key), row.inputs)
+            say(*explain(store, settings, stage, row, known_inputs))
+    if entry and settings.source.path:
+        say(f"repeat     python -m render {settings.source.path / entry['identifier']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Load and render one file, and say what became of it: the command that repeats a failed row.
+
+python -m render FILE [--yaw 0 --pitch 30 --radius 2 --fov 40 --resolution 256 --samples 16 --out out.png]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gap3d.cameras import look_at_origin
+from gap3d.records import Failure, Status, SystemicFault
+from gap3d.settings import GIB, Limits, RenderSettings
+from render.job import UP_AXES, Model, View
+from render.worker import Blender
+
+
+def main() -> int:
+    """Exit code 0 for status ok, 1 for any other, 2 when Blender cannot run."""
+    parser = argparse.ArgumentParser(prog="python -m render", description="Load and render one 3D file.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--tree", type=Path, help="folder with the companions (default: the file's)")
+    parser.add_argument("--type", help="file type (default: the file name's ending)")
+    parser.add_argument("--up-axis", choices=UP_AXES)
+    parser.add_argument("--yaw", type=float, default=0.0, help="degrees")
+    parser.add_argument("--pitch", type=float, default=30.0, help="degrees")
+    parser.add_argument("--radius", type=float, default=2.0)
+    parser.add_argument("--fov", type=float, default=40.0, help="degrees")
+    parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--no-denoise", dest="denoise", action="store_false")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--timeout", type=float, default=Limits().timeout_s, help="seconds")
+    parser.add_argument("--memory", type=float, default=Limits().memory_bytes / GIB, help="GiB")
+    parser.add_argument("--triangles", type=int, default=Limits().triangles)
+    parser.add_argument("--out", type=Path, help="where to write the PNG")
+    arguments = parser.parse_args()
+
+    tree = (arguments.tree or arguments.file.parent).resolve()
+    main_file = str(arguments.file.resolve().relative_to(tree))
+    file_type = arguments.type or arguments.file.suffix.lower().removeprefix(".")
+    limits = Limits(
+        timeout_s=arguments.timeout, memory_bytes=int(arguments.memory * GIB), triangles=arguments.triangles
+    )
+    view = View(look_at_origin(arguments.yaw, arguments.pitch, arguments.radius), arguments.fov)
+    settings = RenderSettings(resolution=arguments.resolution, samples=arguments.samples, denoise=arguments.denoise)
+    with Blender(limits, arguments.threads) as blender:
+        try:
+            mesh = blender.load(Model(tree, main_file, file_type, arguments.up_axis))
+            image = blender.render(view, settings)
+        except Failure as failure:
+            sys.stdout.write(f"{failure.status}: {failure.reason}\n")
+            sys.stderr.write(blender.last_log)
+            return 1
+        except SystemicFault as fault:
+            sys.stderr.write(f"{fault}\n{blender.last_log}\n")
+            return 2
+    if arguments.out:
+        arguments.out.write_bytes(image.png)
+    costs = ", ".join(f"{part} {seconds:.3f} s" for part, seconds in (mesh.costs | image.costs).items())
+    sys.stdout.write(f"{Status.OK}: {mesh.objects} objects, {mesh.triangles} triangles; {costs}\n")
+    for name in mesh.missing_textures:
+        sys.stdout.write(f"missing texture: {name}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""The owner of one Blender: starts it, asks it, watches it, kills it, replaces it, and believes nothing it says."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from gap3d.records import Failure, Status, SystemicFault
+from gap3d.settings import GIB, Limits, RenderSettings
+from render.channel import Closed
+from render.job import (
+    FACES_FILE,
+    FILE_TYPES,
+    IMAGE_FILE,
+    VERTICES_FILE,
+    Facts,
+    Garbled,
+    Image,
+    Mesh,
+    Model,
+    Reply,
+    View,
+    last_words,
+)
+from render.process import Child
+from render.results import check_image, check_mesh, critical_chunks, take_array, take_bytes
+from render.scratch import Scratch
+
+PROGRAM = (sys.executable, "-s", "-P", "-B", "-m", "render.child")
+START_SECONDS = 120.0
+"""A cold file cache may hold up the import of bpy; the time of an object starts later."""
+POLL_SECONDS = 0.05
+GRACE_SECONDS = 1.0
+"""For a child that closed its pipes to finish dying, so that its own signal is seen."""
+OUT_OF_MEMORY_WORDS = ("bad_alloc", "Malloc returns null", "Calloc returns null")
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+
+ADMITTED = frozenset(
+    {
+        Status.OK,
+        Status.UNSUPPORTED,
+        Status.IMPORT_ERROR,
+        Status.NO_GEOMETRY,
+        Status.DEGENERATE,
+        Status.TOO_LARGE,
+        Status.OUT_OF_MEMORY,
+        Status.INTERNAL_ERROR,
+    }
+)
+"""What a child may report of itself; the other outcomes are seen from outside."""
+FATAL = frozenset({Status.OUT_OF_MEMORY, Status.INTERNAL_ERROR})
+"""After these a child is not used again."""
+
+_reply = TypeAdapter(Reply)
+_facts = TypeAdapter(Facts)
+_costs = TypeAdapter(dict[str, float])
+
+
+class Blender:
+    """One Blender in a child process, used for one object after another; a context manager.
+
+    The child starts with the first ``load``. A ``load`` and the ``render`` calls after it share the time
+    ``limits.timeout_s``. Whatever ends the child, the next ``load`` starts a fresh one.
+
+    The kernel kills the child when the *thread* that started it ends: use a Blender in a thread that lives as long.
+
+    Args:
+        limits: bounds of one object: time, resident memory (children of the child included), triangles.
+        threads: CPU threads of Cycles.
+        scratch_root: where the scratch folder is made; default: the system's place for temporary files.
+        program: what to run as the child; three arguments are added: the descriptors of requests and answers, and
+            the parent's process id.
+    """
+
+    def __init__(
+        self, limits: Limits, threads: int, scratch_root: Path | None = None, program: Sequence[str] = PROGRAM
+    ) -> None:
+        self.limits = limits
+        self.threads = threads
+        self.last_log = ""
+        self._program = tuple(program)
+        self._scratch_root = scratch_root
+        self._scratch: Scratch | None = None
+        self._child: Child | None = None
+        self._version = ""
+        self._served = 0
+        self._left = 0.0
+        self._loaded = False
+        self._hidden: tuple[str, ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def version(self) -> str:
+        """Blender's version, such as "4.5.15 LTS". Raises SystemicFault if it cannot start."""
+        if not self._version:
+            self._start()
+        return self._version
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, None when there is none."""
+        return self._child.pid if self._child else None
+
+    def load(self, model: Model) -> Mesh:
+        """Import one object, normalise it and give its mesh (specification 2.1).
+
+        Raises Failure(unsupported, import_error, no_geometry, degenerate, too_large, timeout, out_of_memory, crashed
+        or internal_error), and SystemicFault if Blender cannot start at all.
+        """
+        self._loaded = False
+        if model.file_type not in FILE_TYPES:
+            raise Failure(Status.UNSUPPORTED, f"file type {model.file_type!r} is none of {', '.join(FILE_TYPES)}")
+        scratch = self._ready()
+        tree = model.tree.resolve()
+        self._hidden = (str(model.tree), str(tree), str(scratch.path), sys.prefix)
+        body = self._ask(
+            "load",
+            tree=str(tree),
+            main=model.main,
+            file_type=model.file_type,
+            up_axis=model.up_axis,
+            triangles=self.limits.triangles,
+            out=str(scratch.out),
+        )
+        answered = time.perf_counter()
+        with self._distrust():
+            facts = _facts.validate_python(body)
+            header = 1024
+            vertices = take_array(scratch.out_descriptor, VERTICES_FILE, np.float32, self.limits.memory_bytes)
+            faces = take_array(scratch.out_descriptor, FACES_FILE, np.int32, header + 12 * self.limits.triangles)
+            mesh = Mesh(**vars(facts), vertices=vertices, faces=faces)
+            check_mesh(mesh)
+        mesh.costs["check"] = time.perf_counter() - answered
+        self._loaded = True
+        return mesh
+
+    def render(self, view: View, settings: RenderSettings) -> Image:
+        """Render the loaded object: a square RGBA PNG, straight alpha (specification 2.1).
+
+        Raises Failure(empty_render, timeout, out_of_memory, crashed or internal_error); RuntimeError without a load.
+        """
+        if not self._loaded or self._scratch is None:
+            raise RuntimeError("no object is loaded: call load first, and again after a failure")
+        size = settings.resolution
+        body = self._ask(
+            "render",
+            camera_to_world=np.asarray(view.camera_to_world, dtype=np.float64).tolist(),
+            fov=view.fov,
+            resolution=size,
+            samples=settings.samples,
+            denoise=settings.denoise,
+            threads=self.threads,
+            out=str(self._scratch.out),
+        )
+        answered = time.perf_counter()
+        with self._distrust():
+            costs = _costs.validate_python(body.get("costs"))
+            png = critical_chunks(take_bytes(self._scratch.out_descriptor, IMAGE_FILE, 8 * size * size + 2**20))
+            check_image(png, size)
+        costs["check"] = time.perf_counter() - answered
+        return Image(png, size, size, costs)
+
+    def close(self) -> None:
+        """End the child and remove every file of it."""
+        self._kill()
+        if self._scratch is not None:
+            self._scratch.remove()
+            self._scratch = None
+
+    def _ready(self) -> Scratch:
+        """A child with an empty scene and the whole time of one object ahead of it."""
+        if self._child is not None and self._served >= self.limits.recycle_after:
+            self._kill()
+        if self._child is not None:
+            self._left = self.limits.timeout_s
+            # A failing reset is the last object's fault, and no concern of the next one: it ended the child.
+            with contextlib.suppress(Failure):
+                self._ask("reset")
+        if self._child is not None and self._child.resident_bytes() > self.limits.memory_bytes // 2:
+            self._kill()
+        child = self._child or self._start()
+        child.clear_log()
+        self._served += 1
+        self._left = self.limits.timeout_s
+        return self._room()
+
+    def _room(self) -> Scratch:
+        if self._scratch is None:
+            self._scratch = Scratch(self._scratch_root)
+        return self._scratch
+
+    def _start(self) -> Child:
+        scratch = self._room()
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        environment |= scratch.environment()
+        environment |= {
+            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+            "PYTHONHASHSEED": "0",  # importers iterate over sets
+            "LANG": "C.UTF-8",
+            "TZ": "UTC",
+        }
+        child = self._child = Child(self._program, environment, scratch)
+        self._served, self._left, self._hidden = 0, START_SECONDS, (str(scratch.path), sys.prefix)
+        try:
+            self._version = str(self._ask("hello").get("version", ""))
+        except Failure as failure:
+            self._kill()
+            raise SystemicFault(
+                f"Blender does not start ({failure.reason}). "
+                "Is it installed, and are its libraries? Python 3.11: pip install 'bpy>=4.5,<4.6'"
+            ) from failure
+        return child
+
+    def _ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """One request and the body of its answer. Raises Failure; after most of them the child is gone."""
+        child = self._child
+        if child is None:
+            raise RuntimeError("no Blender runs")
+        with self._distrust():
+            try:
+                child.channel.send({"op": operation, **arguments})
+                while (answer := self._receive(child)) is None:
+                    self._check_limits(child)
+            except Closed:
+                raise self._obituary() from None
+            reply = _reply.validate_json(answer)
+            if reply.status not in ADMITTED:
+                raise Garbled(f"a child cannot know status {reply.status}")
+        self.last_log = child.log_tail()
+        if reply.status is Status.OK:
+            return reply.body
+        self._loaded = False
+        if reply.status in FATAL or operation == "reset":
+            self._kill()
+        raise Failure(reply.status, last_words(reply.reason, self._hidden) or self._last_line())
+
+    def _receive(self, child: Child) -> bytes | None:
+        begun = time.monotonic()
+        try:
+            return child.channel.receive(min(POLL_SECONDS, self._left))
+        finally:
+            self._left -= time.monotonic() - begun
+
+    def _check_limits(self, child: Child) -> None:
+        if self._left <= 0:
+            self._kill()
+            raise Failure(Status.TIMEOUT, f"not done after {self.limits.timeout_s:g} s{self._after_colon()}")
+        if (resident := child.resident_bytes()) > self.limits.memory_bytes:
+            self._kill()
+            limit = self.limits.memory_bytes / GIB
+            raise Failure(Status.OUT_OF_MEMORY, f"used {resident / GIB:.2f} GiB, {limit:.2f} GiB are allowed")
+
+    @contextlib.contextmanager
+    def _distrust(self) -> Iterator[None]:
+        """Turn an answer that cannot come from our child into a failure, and end whoever gave it."""
+        try:
+            yield
+        except (Garbled, ValidationError) as error:
+            self._kill()
+            words = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise Failure(Status.CRASHED, f"unusable answer: {last_words(words, self._hidden)}") from error
+
+    def _obituary(self) -> Failure:
+        """Why the child is gone."""
+        code = self._kill(GRACE_SECONDS)
+        if any(words in self.last_log for words in OUT_OF_MEMORY_WORDS):
+            return Failure(Status.OUT_OF_MEMORY, self._last_line())
+        end = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return Failure(Status.CRASHED, end + self._after_colon())
+
+    def _kill(self, grace: float = 0.0) -> int:
+        self._loaded = False
+        child, self._child = self._child, None
+        if child is None:
+            return 0
+        code, self.last_log = child.kill(grace)
+        return code
+
+    def _last_line(self) -> str:
+        lines = [line for line in self.last_log.splitlines() if line.strip()]
+        return last_words(lines[-1], self._hidden) if lines else ""
+
+    def _after_colon(self) -> str:
+        line = self._last_line()
+        return f": {line}" if line else ""

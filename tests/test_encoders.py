@@ -1,0 +1,227 @@
+"""The encoder against the reference implementation, and what must not change a stored token."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+from gap3d.encoders import UNTRAINED, Encoder, from_hub_state_dict, identity, layout_of, load_encoder, weights_hash
+from gap3d.records import SystemicFault
+from gap3d.settings import TargetSettings
+from gap3d.tokens import targets_from_prenorm
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "dinov2_reg_small.safetensors"
+SMALL = TargetSettings(encoder="random-small", image_size=70)
+
+
+def pixels(count, side=70, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, 3, side, side)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return load_encoder(SMALL, device="cpu")
+
+
+@pytest.fixture
+def golden():
+    if not GOLDEN.is_file():
+        pytest.skip(f"the golden file of the reference implementation is not there: {GOLDEN}")
+    with safe_open(GOLDEN, "pt") as file:
+        return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def golden_encoder(config, tensors, **settings):
+    model = Dinov2WithRegistersModel(
+        Dinov2WithRegistersConfig(
+            hidden_size=config["hidden"],
+            num_hidden_layers=config["layers"],
+            num_attention_heads=config["heads"],
+            image_size=config["image_size"],
+            patch_size=config["patch"],
+            num_register_tokens=config["registers"],
+        )
+    )
+    weights = {name.removeprefix("weights."): tensor for name, tensor in tensors.items() if name.startswith("weights.")}
+    model.load_state_dict(from_hub_state_dict(weights))
+    return Encoder(model, TargetSettings(encoder="golden", image_size=config["input_size"], **settings), device="cpu")
+
+
+def test_targets_equal_the_reference(golden):
+    config, tensors = golden
+    targets = golden_encoder(config, tensors).encode(tensors["input.pixels"])
+    torch.testing.assert_close(targets, tensors["output.target"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        targets_from_prenorm(tensors["output.x_prenorm"]), tensors["output.target"], atol=1e-5, rtol=0
+    )
+
+
+def test_the_target_is_not_the_encoders_own_final_norm(golden):
+    config, tensors = golden
+    encoder = golden_encoder(config, tensors)
+    with torch.inference_mode():
+        normed = encoder._model(tensors["input.pixels"]).last_hidden_state
+        kept = encoder._model(tensors["input.pixels"], output_hidden_states=True).hidden_states[-1]
+    assert (normed - tensors["output.target"]).abs().max() > 0.01
+    assert torch.equal(encoder._prenorm(tensors["input.pixels"]), kept)
+
+
+def test_bfloat16_stays_near(golden):
+    config, tensors = golden
+    targets = golden_encoder(config, tensors, dtype="bfloat16").encode(tensors["input.pixels"])
+    assert targets.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(targets, tensors["output.target"], dim=-1).min() > 0.995
+
+
+def test_unknown_hub_names_are_refused():
+    with pytest.raises(KeyError, match="head.weight"):
+        from_hub_state_dict({"head.weight": torch.zeros(1)})
+    with pytest.raises(KeyError, match="attn.other"):
+        from_hub_state_dict({"blocks.0.attn.other": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_target_does_not_depend_on_its_batch(dtype, threads):
+    before = torch.get_num_threads()
+    try:
+        encoder = load_encoder(SMALL.model_copy(update={"dtype": dtype}), threads=threads, device="cpu")
+        batch = pixels(7)
+        together = encoder.encode(batch)
+        for index in range(7):
+            assert torch.equal(encoder.encode(batch[index : index + 1])[0], together[index])
+        assert torch.equal(encoder.encode(batch[::-1].copy()).flip(0), together)
+        assert torch.equal(encoder.encode(np.concatenate([pixels(3, seed=9), batch[2:3]]))[3], together[2])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_filled_up_pass_changes_nothing(small, monkeypatch):
+    """The path of a GPU, with its full passes, on the CPU."""
+    batch = pixels(5)
+    alone = small.encode(batch)
+    monkeypatch.setattr("gap3d.encoders.CPU_PASS", 4)
+    torch.testing.assert_close(small.encode(batch), alone, atol=1e-5, rtol=0)
+    assert torch.equal(small.encode(batch)[4], small.encode(batch[4:])[0])
+
+
+def test_random_small_says_so_loudly(caplog):
+    with caplog.at_level(logging.WARNING):
+        encoder = load_encoder(SMALL, device="cpu")
+    assert any(UNTRAINED in record.getMessage() for record in caplog.records)
+    assert encoder.trained is False
+    assert encoder.label == encoder.description["label"] == "UNTRAINED random weights"
+
+
+def test_random_small_follows_its_seed_alone(small):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    again = load_encoder(SMALL, device="cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert again.weights_hash == small.weights_hash
+    assert torch.equal(again.encode(pixels(1)), small.encode(pixels(1)))
+    other = load_encoder(SMALL.model_copy(update={"seed": 1}), device="cpu")
+    assert other.weights_hash != small.weights_hash
+
+
+def test_random_small_tells_images_places_and_registers_apart(small):
+    targets = small.encode(pixels(2))
+    cls, registers, patches = small.layout.split(targets)
+    assert (cls[0] - cls[1]).abs().mean() > 0.01
+    assert (registers[0, 0] - registers[0, 1]).abs().mean() > 0.1
+    assert (patches[0, 0] - patches[0, 1]).abs().mean() > 0.1
+
+
+def test_saved_random_weights_stay_untrained(small, tmp_path):
+    small.save(tmp_path)
+    settings = TargetSettings(encoder=str(tmp_path), image_size=70)
+    loaded = load_encoder(settings, device="cpu")
+    assert loaded.trained is False
+    assert loaded.weights_hash == small.weights_hash
+    assert torch.equal(loaded.encode(pixels(1)), small.encode(pixels(1)))
+    assert identity(settings)["trained"] is False
+
+
+def test_trained_weights_from_a_folder(golden, tmp_path):
+    encoder = golden_encoder(*golden)
+    encoder.save(tmp_path)
+    loaded = load_encoder(TargetSettings(encoder=str(tmp_path), image_size=70), device="cpu")
+    assert loaded.trained is True
+    assert loaded.weights_hash == encoder.weights_hash
+    assert torch.equal(loaded.encode(pixels(2)), encoder.encode(pixels(2)))
+
+
+def test_identity_and_layout_without_keeping_the_encoder(small):
+    assert identity(SMALL) == small.description
+    assert identity(SMALL)["weights"] == small.weights_hash
+    assert layout_of(SMALL) == small.layout
+    assert (small.layout.grid, small.layout.registers, small.layout.width) == ((5, 5), 4, 64)
+    json.dumps(small.description)
+
+
+def test_identity_notices_new_weights_in_the_folder(small, tmp_path):
+    settings = TargetSettings(encoder=str(tmp_path), image_size=70)
+    small.save(tmp_path)
+    before = identity(settings)["weights"]
+    load_encoder(SMALL.model_copy(update={"seed": 5}), device="cpu").save(tmp_path)
+    assert identity(settings)["weights"] != before
+
+
+def test_the_hash_is_of_the_weights_not_of_the_precision(small):
+    half = load_encoder(SMALL.model_copy(update={"dtype": "bfloat16"}), device="cpu")
+    assert half.weights_hash == small.weights_hash
+    a, b = {"a": torch.zeros(2), "b": torch.ones(2)}, {"b": torch.ones(2), "a": torch.zeros(2)}
+    assert weights_hash(a) == weights_hash(b)
+    assert weights_hash({"a": torch.zeros(4)}) != weights_hash({"a": torch.zeros(2, 2)})
+
+
+def test_missing_weights_are_not_filled_with_random_numbers(small, tmp_path):
+    small.save(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.1.mlp.fc1.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SystemicFault, match=r"lacks 1 weights.*layer\.1\.mlp\.fc1"):
+        load_encoder(TargetSettings(encoder=str(tmp_path), image_size=70), device="cpu")
+
+
+def test_pickled_weights_are_not_read(small, tmp_path):
+    small.save(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    with pytest.raises(SystemicFault, match="cannot be had"):
+        load_encoder(TargetSettings(encoder=str(tmp_path), image_size=70), device="cpu")
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(SystemicFault, match="is a bert, not a DINOv2 with registers"):
+        load_encoder(TargetSettings(encoder=str(tmp_path)))
+
+
+@pytest.mark.parametrize("encoder", ["/no/such/folder", "./nowhere", "nobody/no-such-model"])
+def test_an_encoder_that_cannot_be_had_says_how_to_point_to_one(encoder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemicFault, match=r"(?s)cannot be had.*--targets\.encoder DIR"):
+        load_encoder(TargetSettings(encoder=encoder))
+
+
+def test_the_image_size_must_fit_the_patches():
+    with pytest.raises(ValueError, match="no multiple"):
+        layout_of(TargetSettings(encoder="random-small", image_size=71))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 70, 71), (3, 70, 70), (1, 4, 70, 70)])
+def test_other_shapes_are_refused(small, shape):
+    with pytest.raises(ValueError, match=r"\[B, 3, 70, 70\]"):
+        small.encode(np.zeros(shape, np.float32))
+
+
+def test_no_images_give_no_targets(small):
+    assert small.encode(np.zeros((0, 3, 70, 70), np.float32)).shape == (0, 30, 64)
