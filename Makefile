@@ -9,9 +9,15 @@ help:  ## what there is
 
 install: .venv/.installed  ## the environment, from exact pins
 
+# Debian splits venv from Python, and Blender needs libraries of X even where nothing is shown.
+PACKAGES := python3-venv libgl1 libice6 libsm6 libx11-6 libxext6 libxfixes3 libxi6 libxkbcommon0 libxrender1 libxxf86vm1
+SYSTEM = if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq $(PACKAGES); \
+	else echo "Some system packages are missing. Run: sudo apt-get install $(PACKAGES)"; exit 1; fi
+
 .venv/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; $(SYSTEM) && $(PYTHON) -m venv .venv; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m render --version || { $(SYSTEM) && $(BIN)/python -m render --version; }
 	touch $@
 
 demo: install  ## the whole line on the bundled objects

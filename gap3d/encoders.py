@@ -154,7 +154,8 @@ def load_encoder(settings: TargetSettings, *, threads: int | None = None, device
     config = _config(settings)
     trained = not getattr(config, UNTRAINED_MARK, False)
     if settings.encoder == RANDOM_SMALL:
-        model, revision = _random_model(config, settings.seed), f"seed {settings.seed}"
+        model = _random_model(config, settings.seed)
+        revision: str | None = f"seed {settings.seed}"
     else:
         model = _pretrained_model(settings)
         revision = getattr(model.config, "_commit_hash", None) or settings.revision
@@ -199,7 +200,7 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -258,6 +259,8 @@ HUB_BLOCK_NAMES = {
 
 
 def _layout(config: Dinov2WithRegistersConfig, image_size: int) -> TokenLayout:
+    if not isinstance(config.patch_size, int):
+        raise ValueError(f"patches of {config.patch_size} are not square")
     side, rest = divmod(image_size, config.patch_size)
     if rest:
         raise ValueError(
@@ -289,7 +292,7 @@ def _config(settings: TargetSettings) -> Dinov2WithRegistersConfig:
 
 def _pretrained_model(settings: TargetSettings) -> Dinov2WithRegistersModel:
     try:
-        model, report = Dinov2WithRegistersModel.from_pretrained(
+        loaded: Any = Dinov2WithRegistersModel.from_pretrained(
             settings.encoder,
             revision=settings.revision or "main",
             dtype=torch.float32,
@@ -299,6 +302,7 @@ def _pretrained_model(settings: TargetSettings) -> Dinov2WithRegistersModel:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise _unobtainable(settings, error) from error
+    model, report = loaded
     # transformers would fill what is missing with random numbers and go on.
     if report["missing_keys"] or report["mismatched_keys"]:
         lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from PIL import Image, ImageDraw, ImageFont
 
 TILE = 144  # pixels of one picture
-BAND = 44  # pixels of text and bars below it
+BAND = 54  # pixels of text and bars below it
 PAGE = (22, 24, 29)
 TEXT = (225, 228, 235)
 CHOSEN, OTHER = (255, 170, 50), (95, 105, 125)
@@ -64,11 +64,13 @@ def draw_tile(sheet: Image.Image, tile: Tile, place: tuple[int, int], font: Imag
     name = PurePosixPath(tile.name).name
     draw.text((left, top + TILE + 2), name if len(name) <= 24 else name[:23] + "…", fill=TEXT, font=font)
     width = TILE // max(1, len(tile.scores))
+    highest = max([*tile.scores, 1e-9])
     for index, (yaw, score) in enumerate(zip(tile.yaws, tile.scores, strict=True)):
-        x, base = left + index * width, top + TILE + BAND - 12
+        x, base = left + index * width, top + TILE + BAND - 22
         colour = CHOSEN if index == tile.chosen else OTHER
-        draw.rectangle((x, base - round(14 * score), x + width - 4, base), fill=colour)
-        draw.text((x, base + 1), f"{yaw:.0f}° {score:.2f}"[:10], fill=colour, font=ImageFont.load_default(9))
+        draw.rectangle((x, base - round(12 * score / highest), x + width - 4, base), fill=colour)
+        for line, text in enumerate((f"{yaw:.0f}°", f"{score:.1%}")):
+            draw.text((x, base + 1 + 10 * line), text, fill=colour, font=ImageFont.load_default(9))
 
 
 def tiles_of(

@@ -119,5 +119,5 @@ def unpack(buffer: Any, shape: tuple[int, ...], dtype: StoreDtype) -> Tensor:
         return torch.empty(shape, dtype=kind)
     # torch has no read-only tensors and warns of a read-only buffer; the ctypes array says nothing.
     window = (ctypes.c_ubyte * memory.size).from_address(memory.ctypes.data)
-    window.owner = memory
+    window.owner = memory  # type: ignore[attr-defined]  # keeps the buffer alive
     return torch.frombuffer(window, dtype=kind).view(shape)

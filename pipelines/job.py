@@ -104,7 +104,9 @@ class ShardRun:
     shard: str
     rows: dict[tuple[str, str], Row]
     writers: dict[str, ShardWriter]
-    waiting: set[tuple[str, str]]
+    leases: ExitStack
+    waiting: set[tuple[str, str]] = field(default_factory=set)
+    report: list[ShardReport] = field(default_factory=list)
     computed: Counter[str] = field(default_factory=Counter)
     decided: Counter[str] = field(default_factory=Counter)
     retried: Counter[str] = field(default_factory=Counter)
@@ -121,22 +123,26 @@ def run(job: Job, store: Store, settings: Settings, shards: Sequence[str]) -> Re
         NotReady: an earlier stage is not complete.
     """
     started = time.monotonic()
-    reports: list[ShardReport] = []
-    with ExitStack() as leases:
-        runs = [start_shard(job, store, settings, shard, leases) for shard in shards]
-        items = [item for active in runs for item in plan_items(job, store, settings, active)]
-        by_shard = {active.shard: active for active in runs}
+    with ExitStack() as stack:
+        runs: dict[str, ShardRun] = {}
+        items: list[Item] = []
+        for shard in shards:
+            runs[shard] = start_shard(job, store, settings, shard, stack)
+            found = plan_items(job, store, settings, runs[shard])
+            items += found
+            if not found:
+                finish_shard(job, runs[shard])
         if items:
-            compute(job, settings, items, by_shard)
-        for active in runs:
-            reports.extend(finish_shard(job, active))
+            compute(job, settings, items, runs)
+    reports = tuple(report for active in runs.values() for report in active.report)
     for report in reports:
         report.prove()
-    return Report(shards=tuple(reports), wall_s=time.monotonic() - started)
+    return Report(shards=reports, wall_s=time.monotonic() - started)
 
 
-def start_shard(job: Job, store: Store, settings: Settings, shard: str, leases: ExitStack) -> ShardRun:
+def start_shard(job: Job, store: Store, settings: Settings, shard: str, stack: ExitStack) -> ShardRun:
     """Take a shard's leases and find out which rows it should have."""
+    leases = stack.enter_context(ExitStack())
     rows = {(row.stage, row.key): row for row in job.rows(shard)}
     writers = {
         stage: leases.enter_context(
@@ -144,7 +150,7 @@ def start_shard(job: Job, store: Store, settings: Settings, shard: str, leases: 
         )
         for stage in job.stages
     }
-    return ShardRun(shard=shard, rows=rows, writers=writers, waiting=set())
+    return ShardRun(shard=shard, rows=rows, writers=writers, leases=leases)
 
 
 def plan_items(job: Job, store: Store, settings: Settings, active: ShardRun) -> list[Item]:
@@ -175,55 +181,61 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
     deadline_s = settings.limits.timeout_s * 2 + 300
     pool = open_pool(job.factory, job.resources, settings.compute, deadline_s)
     streak: list[tuple[Item, Outcome]] = []
+    left = Counter(item.shard for item in items)
     label = "+".join(job.stages)
     try:
         with tqdm(total=sum(len(item.rows) for item in items), desc=label, unit="row", dynamic_ncols=True) as bar:
-            for item, outcome in outcomes(pool, items, settings):
-                bar.update(len(item.rows) if outcome is None else 1)
-                if outcome is None:
-                    continue
-                if streak and (outcome.status, outcome.stage) != (streak[-1][1].status, streak[-1][1].stage):
-                    settle(streak, runs)
-                if outcome.status in (Status.OK, Status.EXCLUDED):
-                    take(item, outcome, runs)
-                    continue
-                streak.append((item, outcome))
-                if len(streak) % STREAK == 0:
-                    log.warning("%d times %s in a row: proving that the engine works", len(streak), outcome.status)
-                    pool.probe()
-                    settle(streak, runs)
+            for item, found in outcomes(pool, items, settings):
+                bar.update(len(item.rows))
+                for outcome in found:
+                    if streak and (outcome.status, outcome.stage) != (streak[-1][1].status, streak[-1][1].stage):
+                        settle(streak, runs)
+                    if outcome.status is Status.OK:
+                        take(item, outcome, runs)
+                        continue
+                    streak.append((item, outcome))
+                    if len(streak) >= STREAK:
+                        log.warning("%d times %s in a row: proving that the engine works", len(streak), outcome.status)
+                        pool.probe()
+                        settle(streak, runs)
+                left[item.shard] -= 1
+                for shard in [shard for shard, count in left.items() if not count]:
+                    if not any(held.shard == shard for held, _ in streak):
+                        del left[shard]
+                        finish_shard(job, runs[shard])
             settle(streak, runs)
+            for shard in left:
+                finish_shard(job, runs[shard])
     finally:
         pool.close()
 
 
-def outcomes(pool: Any, items: Sequence[Item], settings: Settings) -> Iterator[tuple[Item, Outcome | None]]:
-    """Every outcome of every item; an item whose worker died is tried again until its attempts are used up."""
+def outcomes(pool: Any, items: Sequence[Item], settings: Settings) -> Iterator[tuple[Item, list[Outcome]]]:
+    """Every item with its outcomes; one whose worker died is tried again until its attempts are used up."""
     todo: Sequence[Item] = items
     while todo:
         again: list[Item] = []
         for item, answer in pool.run(todo, lambda item: item.payload):
-            if isinstance(answer, Broken):
-                if answer.died and item.attempts < settings.limits.attempts:
-                    again.append(replace(item, attempts=item.attempts + 1))
-                    continue
-                status = Status.CRASHED if answer.died else Status.INTERNAL_ERROR
-                for row in item.rows:
-                    yield item, Outcome(
-                        stage=row.stage,
-                        key=row.key,
-                        status=status,
-                        reason=answer.reason,
-                        attempts=item.attempts,
-                        log_tail=answer.traceback,
-                        inputs=row.inputs or {},
-                    )
-                continue
-            for outcome in answer:
-                yield item, replace(outcome, attempts=max(outcome.attempts, item.attempts))
-            if not answer:
-                yield item, None
+            if not isinstance(answer, Broken):
+                yield item, [replace(outcome, attempts=max(outcome.attempts, item.attempts)) for outcome in answer]
+            elif answer.died and item.attempts < settings.limits.attempts:
+                again.append(replace(item, attempts=item.attempts + 1))
+            else:
+                yield item, [broken(row, item, answer) for row in item.rows]
         todo = again
+
+
+def broken(row: Row, item: Item, answer: Broken) -> Outcome:
+    """The row of an item that got no answer."""
+    return Outcome(
+        stage=row.stage,
+        key=row.key,
+        status=Status.CRASHED if answer.died else Status.INTERNAL_ERROR,
+        reason=answer.reason,
+        attempts=item.attempts,
+        log_tail=answer.traceback,
+        inputs=row.inputs or {},
+    )
 
 
 def settle(streak: list[tuple[Item, Outcome]], runs: Mapping[str, ShardRun]) -> None:
@@ -253,22 +265,25 @@ def take(item: Item, outcome: Outcome, runs: Mapping[str, ShardRun]) -> None:
     active.waiting.discard((outcome.stage, outcome.key))
 
 
-def finish_shard(job: Job, active: ShardRun) -> Iterator[ShardReport]:
-    """Commit a shard and say what it holds."""
+def finish_shard(job: Job, active: ShardRun) -> None:
+    """Commit a shard, let go of it, and note what it holds."""
     for stage in job.stages:
         writer = active.writers[stage]
         expected = {key for (of, key) in active.rows if of == stage}
         held = writer.finish(expected)
-        yield ShardReport(
-            stage=stage,
-            shard=active.shard,
-            expected=len(expected),
-            found=len(held.rows),
-            computed=active.computed[stage],
-            decided=active.decided[stage],
-            retried=active.retried[stage],
-            by_status=held.by_status(),
-            digest=held.digest,
-            seconds=active.seconds[stage],
-            why={reason: count for (of, reason), count in active.why.items() if of == stage},
+        active.report.append(
+            ShardReport(
+                stage=stage,
+                shard=active.shard,
+                expected=len(expected),
+                found=len(held.rows),
+                computed=active.computed[stage],
+                decided=active.decided[stage],
+                retried=active.retried[stage],
+                by_status=held.by_status(),
+                digest=held.digest,
+                seconds=active.seconds[stage],
+                why={reason: count for (of, reason), count in active.why.items() if of == stage},
+            )
         )
+    active.leases.close()

@@ -10,7 +10,7 @@ that stays exact for objects that also occur in instanced collections, or are he
 import math
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import MappingProxyType
 from typing import Any
 
@@ -167,15 +167,29 @@ def evaluated_parts(depsgraph: bpy.types.Depsgraph, limit: int) -> tuple[list[Pa
 
 
 def missing_textures() -> list[str]:
-    """File names of images that materials want and that are neither packed nor on disk."""
-    wanted = (image for image in bpy.data.images if image.source == "FILE" and image.users and not image.packed_file)
-    paths = (bpy.path.abspath(image.filepath, library=image.library) for image in wanted)
-    return sorted({Path(path).name for path in paths if not Path(path).is_file()})
+    """File names of images that are used and neither packed nor on disk, after a second look for Windows paths."""
+    missing: set[str] = set()
+    for image in bpy.data.images:
+        if image.source != "FILE" or not image.users or image.packed_file:
+            continue
+        path = bpy.path.abspath(image.filepath, library=image.library)
+        if Path(path).is_file():
+            continue
+        if Path(slashed := path.replace("\\", "/")).is_file():
+            image.filepath = slashed
+            image.reload()
+        else:
+            missing.add(PureWindowsPath(path).name)
+    return sorted(missing)
 
 
 def is_animated() -> bool:
     """Whether anything that was imported moves with time."""
-    return bool(bpy.data.actions or bpy.data.cache_files)
+    return bool(bpy.data.actions) or any(
+        any(modifier.type == "MESH_SEQUENCE_CACHE" for modifier in item.modifiers)
+        or any(constraint.type == "TRANSFORM_CACHE" for constraint in item.constraints)
+        for item in bpy.data.objects
+    )
 
 
 class Stage:

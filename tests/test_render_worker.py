@@ -17,6 +17,7 @@ from gap3d.cameras import look_at_origin
 from gap3d.records import Failure, Status, SystemicFault
 from gap3d.settings import GIB, Limits, RenderSettings
 from render.job import FILE_TYPES, Image, Mesh, Model, View
+from render.scratch import PREFIX, Scratch
 from render.worker import Blender
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,10 +90,10 @@ def test_an_object_that_never_ends_is_a_timeout_and_the_next_one_is_served(trian
 
 @needs_data
 def test_a_memory_bomb_is_out_of_memory_and_the_next_object_is_served(triangle):
-    with Blender(Limits(memory_bytes=GIB), threads=1) as blender:
+    with Blender(Limits(memory_bytes=GIB // 2), threads=1) as blender:
         failure = failure_of(blender, shared_model("bad/made/instancing_1e8.usda"))
         assert failure.status is Status.OUT_OF_MEMORY
-        assert "1.00 GiB" in failure.reason
+        assert "0.50 GiB" in failure.reason
         serves(blender, triangle)
 
 
@@ -169,7 +170,7 @@ def test_closing_leaves_no_process_and_no_file(triangle, tmp_path):
     assert not any(scratch.iterdir())
 
 
-def test_a_parent_killed_with_9_leaves_no_blender_behind(triangle):
+def test_a_parent_killed_with_9_leaves_no_blender_behind_and_its_files_to_the_next_one(triangle, monkeypatch):
     program = textwrap.dedent(f"""
         import sys, time
         from pathlib import Path
@@ -186,6 +187,10 @@ def test_a_parent_killed_with_9_leaves_no_blender_behind(triangle):
         parent.kill()
     gone, alive = psutil.wait_procs([child], timeout=5)
     assert gone and not alive
+    assert len(list(triangle.tree.glob(PREFIX + "*"))) == 1
+    monkeypatch.setattr("render.scratch.SETTLED_SECONDS", 0.0)
+    Scratch(triangle.tree).remove()
+    assert not list(triangle.tree.glob(PREFIX + "*"))
 
 
 def test_a_blender_that_cannot_start_is_a_fault_of_the_machine(triangle):

@@ -284,7 +284,7 @@ SAMPLES: tuple[Sample, ...] = (
         toys.guitar,
         -15,
         (
-            "An acoustic guitar with a light wooden top, a round sound hole, six steel strings and a long neck.",
+            "An acoustic guitar with a light wooden top and a round sound hole, standing on a small red rug.",
             "A wooden acoustic guitar.",
             "A guitar.",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -142,32 +143,37 @@ def torus(major: float, minor: float, segments: int = 48, sides: int = 16) -> Sh
     return lathe(np.stack([major + minor * np.cos(angle), minor * np.sin(angle)], 1), segments)
 
 
+@lru_cache
+def _rounded_cube(steps: int) -> tuple[Array, Array, NDArray[np.int64], Array, Array]:
+    """Outward directions, corners, faces, sides and tiles of a cube whose corners have `steps` rows of points."""
+    ramp = np.tan(np.linspace(-np.pi / 4, 0, steps)) if steps > 1 else np.array([-1.0])
+    line, side = np.concatenate([ramp, -ramp[::-1]]), np.repeat([-1.0, 1.0], steps)
+    a, b = np.meshgrid(line, line)
+    sa, sb = np.meshgrid(side, side)
+    grid, parts = _grid_faces(*a.shape), []
+    for tile in range(6):
+        axis, sign = tile // 2, 1.0 - 2.0 * (tile % 2)
+        order = [axis, (axis + 1) % 3, (axis + 2) % 3]
+        direction, corner = np.empty((a.size, 3)), np.empty((a.size, 3))
+        for part, values in ((direction, (np.full_like(a, sign), a, b)), (corner, (np.full_like(a, sign), sa, sb))):
+            part[:, order] = np.stack([v.ravel() for v in values], 1)
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        faces = (grid if sign > 0 else grid[:, ::-1]) + tile * a.size
+        parts.append(
+            (direction, corner, faces, np.tile(order[1:], (a.size, 1)), np.tile([tile % 3, tile // 3], (a.size, 1)))
+        )
+    direction, corner, faces, sides, tiles = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return direction, corner, faces, sides, tiles
+
+
 def box(x: float, y: float, z: float, bevel: float = 0.0, steps: int = 2) -> Shape:
     """A box centred on the origin with rounded edges; texture coordinates are a 3 x 2 atlas of its sides."""
     half = np.array([x, y, z]) / 2
     radius = min(bevel, float(half.min()))
-    if radius > 0:
-        ramp = np.tan(np.linspace(-np.pi / 4, 0, steps))
-        line, side = np.concatenate([ramp, -ramp[::-1]]), np.repeat([-1.0, 1.0], steps)
-    else:
-        line = side = np.array([-1.0, 1.0])
-    a, b = np.meshgrid(line, line)
-    sa, sb = np.meshgrid(side, side)
-    shapes = []
-    for tile, (axis, sign) in enumerate((axis, sign) for axis in range(3) for sign in (1.0, -1.0)):
-        order = [axis, (axis + 1) % 3, (axis + 2) % 3]
-        direction, corner = np.empty((*a.shape, 3)), np.empty((*a.shape, 3))
-        for part, values in ((direction, (sign, a, b)), (corner, (sign, sa, sb))):
-            for slot, value in zip(order, values, strict=True):
-                part[..., slot] = value
-        direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
-        points = (half - radius) * corner + radius * direction if radius > 0 else half * corner
-        local = 0.5 + 0.5 * points[..., order[1:]].reshape(-1, 2) / half[order[1:]]
-        uv = (local + np.array([tile % 3, tile // 3])) / np.array([3, 2])
-        faces = _grid_faces(*a.shape)
-        shapes.append(Shape(points.reshape(-1, 3), faces if sign > 0 else faces[:, ::-1], uv))
-    whole = join(shapes)
-    return _shape(whole.vertices, whole.faces, whole.uv)
+    direction, corner, faces, sides, tiles = _rounded_cube(steps if radius > 0 else 1)
+    points = (half - radius) * corner + radius * direction
+    local = 0.5 + 0.5 * np.take_along_axis(points / half, sides, axis=1)
+    return Shape(points, faces, (local + tiles) / np.array([3, 2]))
 
 
 def tube(

@@ -55,8 +55,8 @@ def duck() -> Model:
     m.add(orange, ball(0.28, 28).scale(1.05, 0.85, 0.28).move(1.18, 0, 1.43))
     ripple = [(r, 0.05 + 0.045 * np.cos(9 * r) * min(1.0, 2.4 - r)) for r in np.linspace(0, 1.6, 40)]
     m.add(water, lathe([*ripple, (1.62, -0.04), (1.55, -0.1), (0.0, -0.1)], 64).move(0.55, -0.15, 0.2))
-    m.add(white, ball(0.15, 24).scale(1, 0.55, 1.15).turn("z", -50 + 90).move(1.0, -0.42, 1.82).mirror("y"))
-    m.add(black, ball(0.09, 20).scale(1, 0.6, 1.15).turn("z", -50 + 90).move(1.055, -0.475, 1.83).mirror("y"))
+    m.add(white, ball(0.15, 24).scale(1, 0.55, 1.15).turn("z", -50 + 90).move(0.94, -0.4, 1.82).mirror("y"))
+    m.add(black, ball(0.09, 20).scale(1, 0.6, 1.15).turn("z", -50 + 90).move(1.0, -0.46, 1.83).mirror("y"))
     return m
 
 
@@ -231,9 +231,8 @@ def guitar() -> Model:
                 cylinder(0.035, 0.1).turn("x", 90).move(x * 0.12, -0.16, z),
             )
             m.add(cream, ball(0.075, 16).scale(1, 0.6, 0.8).move(x * 0.38, -0.16, z))
-    for i in range(6):
-        x = -0.1 + 0.04 * i
-        m.add(steel, beam((x * 1.5, -0.335, 0.7), (x, -0.325, 4.36), 0.013, 6))
+    for place in np.linspace(-0.1, 0.1, 6):
+        m.add(steel, beam((place * 1.5, -0.335, 0.7), (place, -0.325, 4.36), 0.013, 6))
     m = m.place(lambda s: s.turn("x", -16))
     m.add(rug, cylinder(1.15, 0.08, 0.03, 56).move(0, -0.45, -0.08))
     m.add(cream, lathe([(0.82, 0.012), (0.94, 0.012)], 56).move(0, -0.45))

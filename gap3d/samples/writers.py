@@ -44,6 +44,11 @@ def _y_up(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(np.stack([values[:, 0], values[:, 2], -values[:, 1]], 1) + np.float32(0))
 
 
+def _flipped(uv: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Texture coordinates from the top, as glTF has them."""
+    return np.stack([uv[:, 0], 1 - uv[:, 1]], 1).astype(np.float32)
+
+
 def _document(surfaces: Sequence[Surface]) -> tuple[dict[str, Any], bytearray]:
     """A glTF document without textures, and its one buffer."""
     data, views, accessors, primitives, materials = bytearray(), [], [], [], []
@@ -65,7 +70,7 @@ def _document(surfaces: Sequence[Surface]) -> tuple[dict[str, Any], bytearray]:
             "NORMAL": accessor(_y_up(s.normals), "VEC3", 5126, 34962),
         }
         if s.material.texture:
-            attributes["TEXCOORD_0"] = accessor(s.uv * np.float32([1, -1]) + np.float32([0, 1]), "VEC2", 5126, 34962)
+            attributes["TEXCOORD_0"] = accessor(_flipped(s.uv), "VEC2", 5126, 34962)
         indices = accessor(s.faces.ravel(), "SCALAR", 5125, 34963)
         primitives.append({"attributes": attributes, "indices": indices, "material": number})
         m = s.material
