@@ -233,7 +233,8 @@ def folder_rows(
             }
             outcome = replace(outcome, data=data)
         except Failure as failure:
-            outcome = replace(outcome, status=failure.status, reason=f"{shown}: {failure.reason}", data=None)
+            named = failure.reason if failure.reason.startswith(shown) else f"{shown}: {failure.reason}"
+            outcome = replace(outcome, status=failure.status, reason=named, data=None)
         except OSError as error:
             reason = f"{shown}: {error.strerror}: check that the file can be read"
             outcome = replace(outcome, status=Status.MISSING, reason=reason, data=None)

@@ -84,6 +84,8 @@ class RenderSettings(Section):
     """Cycles samples per pixel."""
     denoise: bool = True
     """OpenImageDenoise on the result."""
+    threads: PositiveInt = 1
+    """CPU threads of one Blender. A result setting: the denoiser's last bit can depend on it."""
 
 
 class TargetSettings(Section):
@@ -140,8 +142,6 @@ class ComputeSettings(Section):
     """job: the Ray dashboard, e.g. http://127.0.0.1:8265."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Ray actors per stage; 0 computes in this process without Ray."""
-    threads: PositiveInt = 1
-    """CPU threads of one Blender."""
     encoder_threads: PositiveInt = 2
     """CPU threads of the encoder."""
     encoder_gpus: Annotated[float, Field(ge=0)] = 0.0

@@ -2,8 +2,8 @@
 
 Sample the surface, look at every sample from each candidate camera, take the camera that sees most.
 The rays are cast by the Embree library that the embreex wheel carries. It is called through its C
-interface: embreex's own classes copy a mesh element by element in Python, 2 to 4 s for a million
-triangles whose BVH is built in a quarter of a second (``benchmarks/visibility.py``).
+interface: embreex's own classes copy a mesh number by number through Python objects, which takes several
+times as long as building its BVH (``benchmarks/visibility.py``).
 """
 
 import ctypes

@@ -60,7 +60,7 @@ class Renderer:
     @cached_property
     def blender(self) -> Blender:
         """The child process, started at first use."""
-        return Blender(self.settings.limits, self.settings.compute.threads, Path(self.scratch.name))
+        return Blender(self.settings.limits, self.settings.renders.threads, Path(self.scratch.name))
 
     def process(self, payload: Mapping[str, Any]) -> list[Outcome]:
         """Views, renders or both of one object, as the payload asks.
@@ -127,11 +127,11 @@ class Attempt:
                     row = passed_on("renders", view_key(self.object_id), "views", outcome)
                     outcomes.append(Outcome(**{**(row.decided or outcome).__dict__, "inputs": row.inputs}))
                 return outcomes
-            view = {**(outcome.data or {}), "digest": fingerprints.row_digest(outcome.status.value, outcome.data, VIEWS.exempt)}
+            view = outcome.data or {}
         if "renders" in self.payload["want"]:
-            inputs = {**self.payload["render_inputs"], "view": view["digest"]}
+            inputs = {**self.payload["render_inputs"], "camera": camera_digest(view)}
             if inputs == self.payload["render_current"]:
-                return outcomes  # the view came out as it was: the picture stands
+                return outcomes  # the camera came out as it was: the picture stands
             outcomes.append(self.measured("renders", view_key(self.object_id), lambda: self.picture(tree, view), inputs))
         return outcomes
 
@@ -207,6 +207,11 @@ def with_attempts(outcome: Outcome, attempts: int) -> Outcome:
     return Outcome(**{**outcome.__dict__, "attempts": attempts})
 
 
+def camera_digest(view: Mapping[str, Any]) -> str:
+    """What a picture depends on of a views row: the chosen camera, not the scores."""
+    return fingerprints.digest_of([view[name] for name in ("yaw", "pitch", "radius", "fov")])
+
+
 def view_columns(settings: Settings, mesh: Mesh, choice: ViewChoice) -> dict[str, Any]:
     """Columns of the views row."""
     return {
@@ -255,6 +260,7 @@ def make_job(settings: Settings, stages: Sequence[str] = STAGES) -> Job:
         files = store.read(held)
         wishes = store.read(store.manifest("catalog", shard), ["pinned_yaw", "up_axis"])
         views = store.manifest("views", shard)
+        cameras = store.read(views, ["yaw", "pitch", "radius", "fov"])
         if "views" not in stages:
             require_complete(store, "views", shard, "views")
         made: list[Row] = []
@@ -282,7 +288,7 @@ def make_job(settings: Settings, stages: Sequence[str] = STAGES) -> Job:
             elif view.status is not Status.OK:
                 made.append(passed_on("renders", view_key(key), "views", view))
             else:
-                inputs = {**base, "view": view.digest}
+                inputs = {**base, "camera": camera_digest(cameras[key])}
                 made.append(Row(stage="renders", key=view_key(key), inputs=inputs, payload=payload))
         return made
 
@@ -295,7 +301,6 @@ def make_job(settings: Settings, stages: Sequence[str] = STAGES) -> Job:
             current = store.manifest("views", shard)
             only = [key for key, found in by_object.items() if all(row.stage == "renders" for row in found)]
             views = store.read(current, keys=only)
-            views = {key: {**view, "digest": current.rows[key].digest} for key, view in views.items()}
         made = []
         for object_id, found in by_object.items():
             payload = {**found[0].payload, **found[-1].payload}
@@ -313,7 +318,7 @@ def make_job(settings: Settings, stages: Sequence[str] = STAGES) -> Job:
         rows=rows,
         items=items,
         factory=partial(Renderer, settings, store.blobs.root),
-        resources=Resources(settings.compute.workers, cpus=float(settings.compute.threads)),
+        resources=Resources(settings.compute.workers, cpus=float(settings.renders.threads)),
         metadata={stage: {"settings": common[stage]["settings"], "engine": engines[stage]} for stage in stages},
     )
 

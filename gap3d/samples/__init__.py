@@ -282,7 +282,7 @@ SAMPLES: tuple[Sample, ...] = (
         "guitar",
         "toys/guitar.usda",
         toys.guitar,
-        -15,
+        -8,
         (
             "An acoustic guitar with a light wooden top and a round sound hole, standing on a small red rug.",
             "A wooden acoustic guitar.",

@@ -144,7 +144,7 @@ def torus(major: float, minor: float, segments: int = 48, sides: int = 16) -> Sh
 
 
 @lru_cache
-def _rounded_cube(steps: int) -> tuple[Array, Array, NDArray[np.int64], Array, Array]:
+def _rounded_cube(steps: int) -> tuple[Array, Array, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Outward directions, corners, faces, sides and tiles of a cube whose corners have `steps` rows of points."""
     ramp = np.tan(np.linspace(-np.pi / 4, 0, steps)) if steps > 1 else np.array([-1.0])
     line, side = np.concatenate([ramp, -ramp[::-1]]), np.repeat([-1.0, 1.0], steps)

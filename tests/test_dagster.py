@@ -1,0 +1,286 @@
+"""The Dagster assets: what they run is what the programs run, what they show is what was committed."""
+
+import base64
+import io
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import dagster as dg
+import pytest
+from code_location import OBJECTS, SHARDS, digests, environment, load, materialize, metadata, program, reported, write_toys
+from folders import write_box
+from PIL import Image
+
+STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")
+SHARDED = ("downloads", "views", "renders", "targets")
+
+
+def open_place(root, monkeypatch, instance=None):
+    """A code location over the folder ``root``."""
+    settings = environment(root / "store", root / "objects")
+    defs = load(monkeypatch, settings)
+    return SimpleNamespace(root=root, settings=settings, defs=defs, instance=instance or dg.DagsterInstance.ephemeral())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Every shard of every asset, materialised by Dagster one after the other; never changed by a test."""
+    root = tmp_path_factory.mktemp("dagster")
+    write_toys(root / "objects")
+    with pytest.MonkeyPatch.context() as patch:
+        place = open_place(root, patch)
+        assert materialize(place.defs, place.instance, "catalog").success
+        for shard in SHARDS:
+            assert materialize(place.defs, place.instance, *SHARDED, shard=shard).success
+        assert materialize(place.defs, place.instance, "dataset").success
+    return place
+
+
+@pytest.fixture
+def place(finished, tmp_path, monkeypatch):
+    """A copy of the finished store to change, with the same history."""
+    shutil.copytree(finished.root / "store", tmp_path / "store")
+    shutil.copytree(finished.root / "objects", tmp_path / "objects")
+    return open_place(tmp_path, monkeypatch, finished.instance)
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """A folder of objects of which nothing was made yet."""
+    write_toys(tmp_path / "objects")
+    return open_place(tmp_path, monkeypatch)
+
+
+def one_part(place, stage, shard):
+    """The only part of a shard."""
+    (part,) = [path for path in (place.root / "store" / "toys" / stage / shard).glob("*.parquet") if path.name != "manifest.parquet"]
+    return part
+
+
+def flip_byte(path: Path):
+    """Damage a part in the middle, as a bad disk would."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+
+
+def check(place, stage):
+    """Run the check alone, as its Execute button does."""
+    selection = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey(stage), "parts_intact"))
+    job = dg.Definitions(
+        assets=place.defs.assets,
+        asset_checks=place.defs.asset_checks,
+        resources=place.defs.resources,
+        jobs=[dg.define_asset_job("only_check", selection=selection)],
+    )
+    result = job.resolve_job_def("only_check").execute_in_process(instance=place.instance)
+    assert result.success
+    (evaluation,) = result.get_asset_check_evaluations()
+    return evaluation
+
+
+def requested(place, cursor):
+    """One tick of the automation: (asset, shard) requested, and the cursor for the next."""
+    result = dg.evaluate_automation_conditions(defs=place.defs, instance=place.instance, cursor=cursor)
+    found = set()
+    for one in result.results:
+        if one.true_subset.is_partitioned:
+            found |= {(one.key.to_user_string(), shard) for shard in one.true_subset.expensively_compute_partition_keys()}
+        elif one.true_subset.size:
+            found.add((one.key.to_user_string(), None))
+    return found, result.cursor
+
+
+def test_every_asset_says_what_it_is_who_owns_it_and_where_it_belongs(fresh):
+    graph = fresh.defs.resolve_asset_graph()
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {*STAGES, "shard_manifest"}
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.group_name in {"objects", "images", "features"}, key
+        assert node.kinds, key
+        assert node.description and len(node.description) > 40, key
+        assert node.owners, key
+        assert node.code_version or not node.is_executable, key
+    for stage in SHARDED:
+        assert graph.get(dg.AssetKey(stage)).partitions_def.get_partition_keys() == list(SHARDS)
+    for stage in STAGES:
+        assert dg.AssetCheckKey(dg.AssetKey(stage), "parts_intact") in graph.asset_check_keys
+    dg.Definitions.validate_loadable(fresh.defs)
+
+
+def test_a_changed_result_setting_changes_the_code_version_of_its_stage_only(fresh, monkeypatch):
+    def versions():
+        graph = load(monkeypatch, settings).resolve_asset_graph()
+        return {stage: graph.get(dg.AssetKey(stage)).code_version for stage in STAGES}
+
+    settings = dict(fresh.settings)
+    before = versions()
+    settings["GAP3D_RENDERS__SAMPLES"] = "2"
+    after = versions()
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == {"renders"}
+
+
+def test_the_catalog_reports_changed_shards_and_no_others(place):
+    def events():
+        records = place.instance.fetch_materializations(dg.AssetKey("shard_manifest"), limit=100).records
+        return [record.partition_key for record in records]
+
+    before = len(events())
+    materialize(place.defs, place.instance, "catalog")
+    assert len(events()) == before
+    write_box(place.root / "objects" / "cube.obj", 7.0)
+    materialize(place.defs, place.instance, "catalog")
+    assert events()[: len(events()) - before] == ["2"]
+    assert metadata(place.instance, "catalog")["changed"] == 1
+    write_toys(place.root / "objects")  # as it was, for the history that the tests share
+    materialize(place.defs, place.instance, "catalog")
+
+
+@pytest.mark.parametrize("stage", SHARDED)
+def test_a_materialisation_carries_counts_times_rates_and_the_content_digest(finished, stage):
+    found = metadata(finished.instance, stage, "1")
+    assert (found["dagster/row_count"], found["rows_ok"], found["computed"]) == (2, 2, 2)
+    assert "| ok | 2 |" in found["statuses"]
+    assert found["seconds"] > 0
+    assert found["rows_per_second"] > 0
+    assert found["digest"] == digests(finished.settings)[f"{stage}/1"]
+
+
+@pytest.mark.parametrize("stage", [*SHARDED, "dataset"])
+def test_the_data_version_is_the_digest_in_the_manifest(finished, stage):
+    place = "all" if stage == "dataset" else "3"
+    record = finished.instance.get_latest_data_version_record(dg.AssetKey(stage), partition_key=None if stage == "dataset" else place)
+    assert record.asset_materialization.tags["dagster/data_version"] == digests(finished.settings)[f"{stage}/{place}"]
+
+
+@pytest.mark.parametrize("stage", ["views", "renders", "targets"])
+def test_a_contact_sheet_of_the_shard_is_a_picture(finished, stage):
+    text = metadata(finished.instance, stage, "1")["contact_sheet"]
+    head, _, encoded = text.partition("base64,")
+    assert head.endswith("(data:image/jpeg;")
+    assert len(text) < 200_000  # it lies in the event log
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded.partition(")")[0])))
+    assert picture.width > 250  # two objects side by side
+    assert len(set(picture.convert("L").get_flattened_data())) > 50
+
+
+def test_targets_of_random_weights_say_so(finished):
+    assert "UNTRAINED" in metadata(finished.instance, "targets", "0")["encoder"]
+
+
+def test_several_shards_are_materialised_by_one_job(fresh):
+    materialize(fresh.defs, fresh.instance, "catalog")
+    for shard in ("0", "3"):
+        assert materialize(fresh.defs, fresh.instance, "downloads", shard=shard).success
+    done = fresh.instance.get_materialized_partitions(dg.AssetKey("downloads"))
+    assert done == {"0", "3"}
+
+
+def test_views_and_renders_can_be_materialised_one_without_the_other(fresh, finished):
+    materialize(fresh.defs, fresh.instance, "catalog")
+    materialize(fresh.defs, fresh.instance, "downloads", shard="1")
+    views = materialize(fresh.defs, fresh.instance, "views", shard="1")
+    assert [event.asset_key.to_user_string() for event in views.get_asset_materialization_events()] == ["views"]
+    assert "renders/1" not in digests(fresh.settings)
+    renders = materialize(fresh.defs, fresh.instance, "renders", shard="1")
+    assert [event.asset_key.to_user_string() for event in renders.get_asset_materialization_events()] == ["renders"]
+    together = digests(finished.settings)
+    assert {stage: digests(fresh.settings)[f"{stage}/1"] for stage in ("views", "renders")} == {
+        stage: together[f"{stage}/1"] for stage in ("views", "renders")
+    }
+
+
+def test_the_programs_find_nothing_left_to_do_after_dagster(place):
+    before = digests(place.settings)
+    for stage in ("catalog", "downloads", "rendering", "targets", "dataset"):
+        report = reported(place.settings, stage, place.root)
+        assert report.count("computed") == 0, stage
+        assert report.count("found") > 0, stage
+    assert digests(place.settings) == before
+
+
+def test_dagster_finds_nothing_left_to_do_after_the_programs_and_has_their_digests(fresh, finished):
+    program(fresh.settings, "line")
+    assert digests(fresh.settings) == digests(finished.settings)
+    materialize(fresh.defs, fresh.instance, "catalog")
+    materialize(fresh.defs, fresh.instance, *SHARDED, shard="1")
+    for stage in SHARDED:
+        found = metadata(fresh.instance, stage, "1")
+        assert (found["computed"], found["rows_ok"]) == (0, 2), stage
+    materialize(fresh.defs, fresh.instance, "dataset")
+    assert metadata(fresh.instance, "dataset")["computed"] == 0
+
+
+def test_a_stage_whose_inputs_are_missing_fails_and_says_what_to_do(fresh):
+    result = materialize(fresh.defs, fresh.instance, "targets", shard="0", raise_on_error=False)
+    assert not result.success
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert "python -m pipelines.rendering" in failure.step_failure_data.user_failure_data.description
+
+
+def test_the_intact_check_passes_then_fails_on_a_flipped_byte_and_names_the_part(place):
+    sound = check(place, "renders")
+    assert sound.passed
+    assert sound.metadata["rows"].value == len(OBJECTS)
+    part = one_part(place, "renders", "1")
+    flip_byte(part)
+    broken = check(place, "renders")
+    assert not broken.passed
+    assert broken.severity is dg.AssetCheckSeverity.ERROR
+    assert part.name in json.dumps(broken.metadata["faults"].value)
+
+
+def test_the_remedy_that_a_failed_check_names_gives_the_same_content_again(place):
+    before = digests(place.settings)
+    flip_byte(one_part(place, "renders", "1"))
+    remedy = check(place, "renders").metadata["remedy"].value
+    folder = place.root / "store" / "toys" / "renders" / "1"
+    assert "renders/1" in remedy
+    shutil.rmtree(folder)
+    assert materialize(place.defs, place.instance, "renders", shard="1").success
+    assert check(place, "renders").passed
+    assert digests(place.settings) == before
+
+
+def test_automation_requests_every_shard_once_then_only_what_changed(fresh):
+    everything = {(stage, shard) for stage in SHARDED for shard in SHARDS}
+    found, cursor = requested(fresh, None)
+    assert found == set()
+    materialize(fresh.defs, fresh.instance, "catalog")
+    found, cursor = requested(fresh, cursor)
+    assert found == everything
+    program(fresh.settings, "line")  # the work itself: the runs below only report it
+    for shard in SHARDS:
+        materialize(fresh.defs, fresh.instance, *SHARDED, shard=shard)
+    found, cursor = requested(fresh, cursor)
+    assert found == {("dataset", None)}
+    materialize(fresh.defs, fresh.instance, "dataset")
+    materialize(fresh.defs, fresh.instance, "catalog")
+    found, cursor = requested(fresh, cursor)
+    assert found == set()
+
+    write_box(fresh.root / "objects" / "cube.obj", 9.0)
+    materialize(fresh.defs, fresh.instance, "catalog")
+    found, cursor = requested(fresh, cursor)
+    assert found == {(stage, "2") for stage in SHARDED} | {("dataset", None)} or found == {(stage, "2") for stage in SHARDED}
+    materialize(fresh.defs, fresh.instance, *SHARDED, shard="2")
+    assert metadata(fresh.instance, "renders", "2")["computed"] == 1
+    found, cursor = requested(fresh, cursor)
+    assert found == {("dataset", None)}
+    materialize(fresh.defs, fresh.instance, "dataset")
+    found, cursor = requested(fresh, cursor)
+    assert found == set()
+
+
+def test_automation_switched_on_later_still_requests_what_was_never_made(fresh):
+    materialize(fresh.defs, fresh.instance, "catalog")
+    found, _ = requested(fresh, None)
+    assert {shard for stage, shard in found if stage == "downloads"} == set(SHARDS)
+
+
+def test_automation_conditions_can_be_kept_by_the_daemon(fresh):
+    graph = fresh.defs.resolve_asset_graph()
+    for stage in (*SHARDED, "dataset"):
+        assert graph.get(dg.AssetKey(stage)).automation_condition.is_serializable
