@@ -16,7 +16,17 @@ FIRST_HOP = (
 
 # Everything after it looks at contents: a shard that came out as it was wakes nobody.
 ON_CHANGE = (
-    AC.newly_missing() | AC.any_deps_updated().replace("newly_updated", AC.data_version_changed()) | AC.code_version_changed()
+    AC.newly_missing()
+    | AC.any_deps_updated().replace("newly_updated", AC.data_version_changed())
+    | AC.code_version_changed()
+).since_last_handled() & GUARDS
+
+# For what depends on all shards and on the catalog itself. The catalog alone wakes nobody here: the shards that
+# it changed are not made yet, and a caption that changes no target still passes through its shard's stages.
+WHEN_SETTLED = (
+    AC.newly_missing()
+    | AC.any_deps_match(AC.newly_updated()).ignore(dg.AssetSelection.assets("catalog"))
+    | AC.code_version_changed()
 ).since_last_handled() & GUARDS
 
 on_change = dg.AutomationConditionSensorDefinition(

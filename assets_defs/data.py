@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from assets_defs import events
-from assets_defs.automation import FIRST_HOP, ON_CHANGE
+from assets_defs.automation import FIRST_HOP, ON_CHANGE, WHEN_SETTLED
 from assets_defs.partitions import SETTINGS, SHARDS
 from assets_defs.resources import Compute
 from gap3d import fingerprints
@@ -34,12 +34,17 @@ def catalog(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
     """Which objects take part: captions, licence, split, rank and shard. Reads the source folder; unchanged files are not read again."""
     report = compute.run(context, "catalog")
     for shard in report.shards:
-        record = context.instance.get_latest_data_version_record(dg.AssetKey("shard_manifest"), partition_key=shard.shard)
+        record = context.instance.get_latest_data_version_record(
+            dg.AssetKey("shard_manifest"), partition_key=shard.shard
+        )
         tags = record.asset_materialization.tags if record and record.asset_materialization else None
         if tags is None or tags.get("dagster/data_version") != shard.digest:
             context.log_event(
                 dg.AssetMaterialization(
-                    "shard_manifest", partition=shard.shard, metadata={"rows": shard.found}, tags={"dagster/data_version": shard.digest}
+                    "shard_manifest",
+                    partition=shard.shard,
+                    metadata={"rows": shard.found},
+                    tags={"dagster/data_version": shard.digest},
                 )
             )
     whole = {
@@ -56,8 +61,12 @@ def catalog(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
         data_version=dg.DataVersion(str(whole["digest"])),
         metadata={**whole, "dagster/row_count": found},
         check_results=[
-            dg.AssetCheckResult(check_name="one_row_each", passed=expected == found, metadata={"expected": expected, "found": found}),
-            dg.AssetCheckResult(check_name="no_internal_errors", passed=faults == 0, severity=dg.AssetCheckSeverity.WARN),
+            dg.AssetCheckResult(
+                check_name="one_row_each", passed=expected == found, metadata={"expected": expected, "found": found}
+            ),
+            dg.AssetCheckResult(
+                check_name="no_internal_errors", passed=faults == 0, severity=dg.AssetCheckSeverity.WARN
+            ),
         ],
     )
 
@@ -123,7 +132,9 @@ def downloads(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materia
 def views_and_renders(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.MaterializeResult]:
     """Import every object once, choose its view, render it."""
     shard = context.partition_key
-    asked = [stage for stage in rendering.STAGES if dg.AssetKey(stage) in context.op_execution_context.selected_asset_keys]
+    asked = [
+        stage for stage in rendering.STAGES if dg.AssetKey(stage) in context.op_execution_context.selected_asset_keys
+    ]
     report = compute.run(context, "rendering", [shard], asked)
     sheet = {"contact_sheet": events.picture(open_store(compute.settings()), shard)}
     for stage in asked:
@@ -158,7 +169,7 @@ def targets(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
     kinds={"python", "parquet"},
     owners=OWNERS,
     code_version=version("dataset", fingerprints.settings_digest(SETTINGS.dataset)),
-    automation_condition=ON_CHANGE,
+    automation_condition=WHEN_SETTLED,
     check_specs=events.check_specs("dataset"),
     pool="dataset",
 )

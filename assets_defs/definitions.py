@@ -8,7 +8,9 @@ from assets_defs.data import ASSETS
 from assets_defs.resources import Compute
 
 line = dg.define_asset_job(
-    "shard", selection=dg.AssetSelection.assets("downloads", "views", "renders", "targets"), description="One shard through all stages."
+    "shard",
+    selection=dg.AssetSelection.assets("downloads", "views", "renders", "targets"),
+    description="One shard through all stages.",
 )
 nightly = dg.ScheduleDefinition(
     name="nightly_catalog",
@@ -18,5 +20,11 @@ nightly = dg.ScheduleDefinition(
 )
 
 defs = dg.Definitions(
-    assets=ASSETS, asset_checks=CHECKS, resources={"compute": Compute()}, sensors=[on_change], schedules=[nightly], jobs=[line]
+    assets=ASSETS,
+    asset_checks=CHECKS,
+    resources={"compute": Compute()},
+    sensors=[on_change],
+    schedules=[nightly],
+    jobs=[line],
+    executor=dg.in_process_executor,  # a run is one process: one Ray and one import serve all its steps
 )

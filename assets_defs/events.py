@@ -32,8 +32,19 @@ def metadata(report: ShardReport, wall_s: float) -> dict[str, Any]:
 
 
 def picture(store: Store, shard: str) -> dg.MetadataValue:
-    """The shard's contact sheet: objects, chosen view, visibility scores."""
-    sheet = contact_sheet(shard_tiles(store, shard, 18))
+    """The shard's contact sheet: objects, chosen view, visibility scores.
+
+    Raises:
+        dg.Failure: a part that the sheet is made from is damaged.
+    """
+    try:
+        sheet = contact_sheet(shard_tiles(store, shard, 18))
+    except (OSError, ValueError) as error:
+        words = (
+            f"shard {shard} is damaged: {error}\n"
+            "Execute the check parts_intact of views and renders: it names the parts and the remedy."
+        )
+        raise dg.Failure(words) from error
     return dg.MetadataValue.md(f"![contact sheet](data:image/jpeg;base64,{base64.b64encode(sheet).decode()})")
 
 

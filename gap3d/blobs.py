@@ -3,10 +3,10 @@
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from gap3d import temporary
 from gap3d.parts import TEMPORARY, fsync_path
 
 CHUNK = 1 << 20
@@ -16,6 +16,15 @@ def sha256_of(path: Path) -> str:
     """Hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def renew(path: Path) -> bool:
+    """Say that a file is wanted now, so that gc leaves it for its grace; False where there is none."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class Blobs:
@@ -31,25 +40,23 @@ class Blobs:
     def add(self, source: Path) -> tuple[str, int]:
         """Copy a file in; returns (sha256, bytes). The digest is that of the bytes copied."""
         self.root.mkdir(parents=True, exist_ok=True)
-        temporary = self.root / f".{os.getpid()}-{uuid.uuid4().hex}{TEMPORARY}"
         state, size = hashlib.sha256(), 0
-        try:
-            with source.open("rb") as reader, temporary.open("wb") as writer:
+        with temporary.temporary_file(self.root, ".copy") as copy:
+            with source.open("rb") as reader, copy.open("wb") as writer:
                 while chunk := reader.read(CHUNK):
                     state.update(chunk)
                     size += len(chunk)
                     writer.write(chunk)
                 writer.flush()
                 final = self.path(state.hexdigest())
-                if not final.exists():
+                known = renew(final)
+                if not known:
                     os.fsync(writer.fileno())
-            if not final.exists():
-                temporary.chmod(0o444)
+            if not known:
+                copy.chmod(0o444)
                 final.parent.mkdir(exist_ok=True)
-                temporary.replace(final)
+                copy.replace(final)
                 fsync_path(final.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
         return state.hexdigest(), size
 
     def unpack(self, files: Mapping[str, str], tree: Path) -> None:
@@ -74,9 +81,8 @@ class Blobs:
 
     def leftovers(self) -> list[Path]:
         """Copies whose process is gone."""
-        found = []
-        for path in self.root.glob(f".*{TEMPORARY}"):
-            pid = path.name[1:].partition("-")[0]
-            if not Path(f"/proc/{pid}").exists():
-                found.append(path)
-        return found
+        return list(temporary.leftovers(self.root, f".*{TEMPORARY}"))
+
+    def sweep(self) -> None:
+        """Remove the copies whose process is gone."""
+        temporary.sweep(self.root, f".*{TEMPORARY}")

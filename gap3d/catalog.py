@@ -80,7 +80,9 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             reader = csv.DictReader(file)
             rows, names = list(reader), list(reader.fieldnames or [])
     if "path" not in names:
-        raise ValueError(f"{path} has columns {names}; it needs one named path, with paths relative to the source folder")
+        raise ValueError(
+            f"{path} has columns {names}; it needs one named path, with paths relative to the source folder"
+        )
     return rows
 
 
@@ -99,7 +101,9 @@ def read_overrides(path: Path) -> dict[str, Override]:
     for number, row in enumerate(read_table(path), start=2):
         unknown = set(row) - set(OVERRIDE_COLUMNS)
         if unknown:
-            raise ValueError(f"{path} has unknown columns {sorted(map(str, unknown))}; known are {', '.join(OVERRIDE_COLUMNS)}")
+            raise ValueError(
+                f"{path} has unknown columns {sorted(map(str, unknown))}; known are {', '.join(OVERRIDE_COLUMNS)}"
+            )
         cells = {name: str(value).strip() for name, value in row.items() if value is not None and str(value).strip()}
         exclude = cells.get("exclude", "false").lower()
         axis = cells.get("up_axis", "").lower() or None

@@ -7,17 +7,21 @@ import functools
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from gap3d import images
+from gap3d.parts import write_atomically
 from gap3d.records import SystemicFault
 from gap3d.settings import TargetSettings
 from gap3d.tokens import TORCH_DTYPES, TokenLayout, targets_from_prenorm
@@ -170,19 +174,41 @@ def load_encoder(settings: TargetSettings, *, threads: int | None = None, device
 def identity(settings: TargetSettings) -> dict[str, Any]:
     """The encoder's ``description`` without keeping it loaded; ``weights`` goes into fingerprints.
 
+    Weights are read once: what was found is remembered by the names, sizes and times of their files, so
+    that a run with nothing to compute loads no encoder.
+
     Raises:
         SystemicFault: see ``load_encoder``.
     """
-    folder = Path(settings.encoder)
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    stamps = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return dict(_identity(settings, stamps))
+    folder = _weights_folder(settings)
+    files = sorted(folder.iterdir()) if folder else []
+    stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return dict(_identity(settings, json.dumps(stamps)))
 
 
 @functools.lru_cache(maxsize=4)
-def _identity(settings: TargetSettings, stamps: tuple[tuple[str, int, int], ...]) -> dict[str, Any]:
-    del stamps  # only there so that a folder whose files changed is read again
-    return load_encoder(settings, device="cpu").description
+def _identity(settings: TargetSettings, stamps: str) -> dict[str, Any]:
+    if stamps == "[]":
+        return load_encoder(settings, device="cpu").description
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gap3d" / "encoders"
+    versions = [torch.__version__, transformers.__version__]
+    name = hashlib.sha256(json.dumps([settings.model_dump(), stamps, versions]).encode()).hexdigest()
+    known = cache / f"{name}.json"
+    if known.exists():
+        return json.loads(known.read_text())
+    found = load_encoder(settings, device="cpu").description
+    write_atomically(known, json.dumps(found).encode())
+    return found
+
+
+def _weights_folder(settings: TargetSettings) -> Path | None:
+    """Where the encoder's files lie on this machine, if they do: a local folder, or the hub's cache."""
+    if settings.encoder == RANDOM_SMALL:
+        return None
+    if Path(settings.encoder).is_dir():
+        return Path(settings.encoder)
+    found = huggingface_hub.try_to_load_from_cache(settings.encoder, "config.json", revision=settings.revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def layout_of(settings: TargetSettings) -> TokenLayout:

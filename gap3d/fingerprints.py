@@ -49,7 +49,7 @@ def row_digest(status: str, data: Mapping[str, Any] | None, exempt: Iterable[str
             state.update(value)
         elif isinstance(value, np.ndarray):
             state.update(f"\0{name}\0{value.dtype.str}{value.shape}\0".encode())
-            state.update(np.ascontiguousarray(value))
+            state.update(np.ascontiguousarray(value).data)
         else:
             state.update(f"\0{name}\0".encode())
             state.update(canonical(value))
@@ -89,7 +89,11 @@ def source_digest(paths: Iterable[Path]) -> str:
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 first = node.body[0] if node.body else None
-                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                if (
+                    isinstance(first, ast.Expr)
+                    and isinstance(first.value, ast.Constant)
+                    and isinstance(first.value.value, str)
+                ):
                     node.body = node.body[1:]
         state.update(f"{path.name}\0{ast.dump(tree)}\0".encode())
     return state.hexdigest()[:16]

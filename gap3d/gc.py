@@ -12,11 +12,12 @@ from gap3d.lease import lease
 from gap3d.manifest import Manifest
 from gap3d.parts import PartWriter, read_rows
 from gap3d.schemas import CATALOG, DATASET, DOWNLOADS, RENDERS, VIEWS, StageSchema
-from gap3d.store import Store, now
+from gap3d.store import Store, leftovers, now
 
 log = logging.getLogger(__name__)
 
 LIVE_SHARE = 0.5  # a part with fewer live rows is rewritten
+PART_BYTES = 512 * 1024**2  # a new part is closed at this size
 SMALL_PARTS = 8  # so many parts that together fill less than one are rewritten as one
 SCHEMAS = {"catalog": CATALOG, "downloads": DOWNLOADS, "views": VIEWS, "renders": RENDERS, "dataset": DATASET}
 
@@ -38,11 +39,13 @@ def shards(store: Store) -> Iterator[Manifest]:
 def pinned(store: Store) -> set[tuple[str, str, str]]:
     """Parts that the dataset index refers to, as (stage, shard, part): training reads them by name."""
     held = store.manifest("dataset", "all")
-    return {("targets", row["target_shard"], row["target_part"]) for row in store.read(held, list(DATASET.exempt)).values()}
+    return {
+        ("targets", row["target_shard"], row["target_part"]) for row in store.read(held, list(DATASET.exempt)).values()
+    }
 
 
 def collect(store: Store, grace_s: float, wait_s: float, *, dry_run: bool) -> list[Removal]:
-    """Remove retired parts, older than the grace, and blobs of no object.
+    """Remove retired parts and blobs of no object, older than the grace, and what killed runs left.
 
     Args:
         store: the collection; blobs are looked up in all collections of its store.
@@ -56,6 +59,10 @@ def collect(store: Store, grace_s: float, wait_s: float, *, dry_run: bool) -> li
         folder = store.shard(held.stage, held.shard)
         with lease(folder, wait_s):
             held = store.manifest(held.stage, held.shard)
+            for path in leftovers(folder, held):
+                found.append(Removal(path, path.stat().st_size))
+                if not dry_run:
+                    path.unlink()
             for part, when in held.retired.items():
                 path = folder / part
                 age = time.time() - datetime.strptime(when, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
@@ -82,7 +89,9 @@ def collect_blobs(store: Store, grace_s: float, *, dry_run: bool) -> list[Remova
         for row in Store.read(other, held, ["files"]).values():
             used |= {file["sha256"] for file in row["files"]}
     found = []
-    stale = [path for path in store.blobs.all() if path.name not in used and time.time() - path.stat().st_mtime >= grace_s]
+    stale = [
+        path for path in store.blobs.all() if path.name not in used and time.time() - path.stat().st_mtime >= grace_s
+    ]
     for path in [*stale, *store.blobs.leftovers()]:
         found.append(Removal(path, path.stat().st_size))
         if not dry_run:
@@ -136,19 +145,32 @@ def worth_compacting(folder: Path, held: Manifest) -> list[str]:
 
 
 def rewrite(folder: Path, held: Manifest, parts: list[str], schema: StageSchema) -> None:
-    """Move the live rows of some parts into a new one, then replace the manifest."""
+    """Move the live rows of some parts into new ones, then replace the manifest."""
     import pyarrow.parquet as pq
 
-    metadata = pq.read_schema(folder / parts[0]).metadata or {}
-    writer = PartWriter(folder, schema, {"gap3d": metadata.get(b"gap3d", b"").decode()})
-    places: dict[str, int] = {}
+    metadata = {"gap3d": (pq.read_schema(folder / parts[0]).metadata or {}).get(b"gap3d", b"").decode()}
+    table = dict(held.rows)
+    writer: PartWriter | None = None
+    positions: dict[str, int] = {}
+
+    def publish(made: PartWriter) -> None:
+        name = made.close()
+        table.update((key, replace(table[key], part=name, part_row=position)) for key, position in positions.items())
+        positions.clear()
+
     for part in parts:
         rows = sorted((row for row in held.rows.values() if row.part == part), key=lambda row: row.part_row or 0)
         for start in range(0, len(rows), schema.row_group_rows):
             chunk = rows[start : start + schema.row_group_rows]
-            for row, record in zip(chunk, read_rows(folder / part, [r.part_row or 0 for r in chunk]).to_pylist(), strict=True):
+            writer = writer or PartWriter(folder, schema, metadata)
+            for row, record in zip(
+                chunk, read_rows(folder / part, [r.part_row or 0 for r in chunk]).to_pylist(), strict=True
+            ):
                 key = record.pop("key")
-                places[key] = writer.add(key, row.digest, record)
-    name = writer.close()
-    table = [replace(row, part=name, part_row=places[row.key]) if row.key in places else row for row in held.rows.values()]
-    manifest.write(folder, held.next(table, complete=held.complete, now=now()))
+                positions[key] = writer.add(key, row.digest, record)
+            if writer.bytes >= PART_BYTES:
+                publish(writer)
+                writer = None
+    if writer is not None:
+        publish(writer)
+    manifest.write(folder, held.next(table.values(), complete=held.complete, now=now()))

@@ -38,7 +38,11 @@ def lease(folder: Path, wait_s: float) -> Iterator[None]:
             f"{folder} is being written by {owner(folder)}; wait for that run to end or stop it, then run again"
         ) from None
     try:
-        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        note = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
         (folder / OWNER).write_text(json.dumps(note))
         yield
     finally:

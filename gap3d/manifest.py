@@ -103,7 +103,7 @@ class Manifest:
         table = {row.key: row for row in rows}
         live = {row.part for row in table.values() if row.part}
         retired = {part: when for part, when in self.retired.items() if part not in live}
-        retired |= {part: now for part in self.parts - live}
+        retired |= dict.fromkeys(self.parts - live, now)
         return replace(self, rows=table, complete=complete, sequence=self.sequence + 1, retired=retired)
 
 

@@ -1,9 +1,12 @@
 """Immutable Parquet parts: written once under a temporary name, then published by their digest."""
 
+import contextlib
 import hashlib
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gap3d import fingerprints
 from gap3d.schemas import StageSchema
-
-TEMPORARY = ".tmp"
+from gap3d.temporary import SUFFIX as TEMPORARY
+from gap3d.temporary import sweep, temporary_file
 
 
 def fsync_path(path: Path) -> None:
@@ -28,12 +32,13 @@ def fsync_path(path: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a small file at once: a reader sees the old bytes or the new ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    sweep(path.parent, f".{escape(path.name)}.*{TEMPORARY}")
+    with temporary_file(path.parent, f".{path.name}") as temporary:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
     fsync_path(path.parent)
 
 
@@ -49,9 +54,12 @@ class PartWriter:
         self.schema = schema
         self.columns = schema.columns.with_metadata({k.encode(): v.encode() for k, v in metadata.items()})
         self.temporary = folder / f".part.{uuid.uuid4().hex}{TEMPORARY}"
-        self.rows: list[tuple[str, str]] = []  # (key, digest), in file order
+        self.rows: list[tuple[str, str, str]] = []  # key, digest, what the digest leaves out; in file order
+        self.name = ""  # once it is published
         self.bytes = 0
         self._pending: list[Mapping[str, Any]] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="part")
+        self._writing: Future[None] | None = None
         self._writer = pq.ParquetWriter(
             self.temporary,
             self.columns,
@@ -59,40 +67,56 @@ class PartWriter:
             use_dictionary=False,
             write_page_checksum=True,
             write_statistics=["key"],
-            # One page per row of tokens: a reader of one row reads one row.
-            data_page_size=1 << 20,
+            # One page per row group and column: tokens then lie in the file as they lie in memory, and a
+            # reader maps them (gap3d.dataset).
+            data_page_size=1 << 30,
         )
 
     def add(self, key: str, digest: str, data: Mapping[str, Any]) -> int:
         """Append one row; returns its position in the part."""
         self._pending.append({"key": key, **data})
-        self.rows.append((key, digest))
+        exempt = {name: data[name] for name in self.schema.exempt}
+        self.rows.append((key, digest, fingerprints.digest_of(exempt) if exempt else ""))
         self.bytes += sum(size_of(value) for value in data.values())
         if len(self._pending) >= self.schema.row_group_rows:
             self._write_group()
         return len(self.rows) - 1
 
     def _write_group(self) -> None:
+        # In a thread of its own: the digests of the next rows are computed while this group is written.
+        self._wait()
         if self._pending:
-            self._writer.write_batch(batch_of(self.columns, self._pending), row_group_size=len(self._pending))
-            self._pending.clear()
+            table, self._pending = table_of(self.columns, self._pending), []
+            self._writing = self._thread.submit(self._writer.write_table, table, row_group_size=table.num_rows)
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
     def close(self) -> str:
-        """Publish the part; returns its file name."""
+        """Publish the part, once; returns its file name."""
+        if self.name:
+            return self.name
         self._write_group()
+        self._wait()
+        self._thread.shutdown()
         self._writer.close()
         state = hashlib.sha256(self.columns.metadata.get(b"gap3d", b""))
-        for key, digest in self.rows:
-            state.update(f"{key}\0{digest}\n".encode())
+        for row in self.rows:
+            state.update(("\0".join(row) + "\n").encode())
         name = f"{state.hexdigest()[:32]}.parquet"
         fsync_path(self.temporary)
         self.temporary.replace(self.folder / name)
+        self.name = name
         fsync_path(self.folder)
         return name
 
     def discard(self) -> None:
         """Drop an unpublished part."""
-        self._writer.close()
+        self._thread.shutdown()
+        with contextlib.suppress(OSError, ValueError):  # the disk may be full: what is left goes with the file
+            self._writer.close()
         self.temporary.unlink(missing_ok=True)
 
 
@@ -103,23 +127,32 @@ def size_of(value: Any) -> int:
     return len(value) if isinstance(value, bytes | bytearray | memoryview | str) else 16
 
 
-def batch_of(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
-    """Rows as one Arrow batch; arrays of tokens go in without becoming Python objects."""
-    arrays = []
+def table_of(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as one Arrow table; arrays of tokens go in where they lie, without a copy."""
+    columns = []
     for field in schema:
         values = [row.get(field.name) for row in rows]
-        if pa.types.is_fixed_size_binary(field.type) and all(isinstance(v, np.ndarray) for v in values):
-            data = np.concatenate([np.ascontiguousarray(v).reshape(-1).view(np.uint8) for v in values])
-            if data.nbytes != field.type.byte_width * len(rows):
-                raise ValueError(f"column {field.name}: {data.nbytes} bytes, expected {field.type.byte_width * len(rows)}")
-            arrays.append(pa.FixedSizeBinaryArray.from_buffers(field.type, len(rows), [None, pa.py_buffer(data)]))
-        elif pa.types.is_list(field.type) and all(isinstance(v, np.ndarray) for v in values):
-            offsets = np.cumsum([0, *(len(v) for v in values)], dtype=np.int32)
-            child = pa.array(np.concatenate(values), type=field.type.value_type)
-            arrays.append(pa.ListArray.from_arrays(pa.array(offsets), child, type=field.type))
+        if pa.types.is_fixed_size_binary(field.type):
+            columns.append(pa.chunked_array([cell_of(field, value) for value in values]))
+        elif arrays := [value for value in values if isinstance(value, np.ndarray)]:
+            offsets = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int32)
+            child = pa.array(np.concatenate(arrays), type=field.type.value_type)
+            columns.append(pa.ListArray.from_arrays(pa.array(offsets), child, type=field.type))
         else:
-            arrays.append(pa.array(values, type=field.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+            columns.append(pa.array(values, type=field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def cell_of(field: pa.Field, value: Any) -> pa.Array:
+    """One fixed-size binary value.
+
+    Raises:
+        ValueError: it has another size.
+    """
+    buffer = pa.py_buffer(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
+    if buffer.size != field.type.byte_width:
+        raise ValueError(f"column {field.name}: a value of {buffer.size} bytes, expected {field.type.byte_width}")
+    return pa.FixedSizeBinaryArray.from_buffers(field.type, 1, [None, buffer])
 
 
 def read_rows(path: Path, positions: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
@@ -138,4 +171,6 @@ def read_rows(path: Path, positions: Sequence[int], columns: Sequence[str] | Non
         table = file.read_row_groups(groups.tolist(), columns=list(columns) if columns else None)
         base = dict(zip(groups.tolist(), np.cumsum([0, *(sizes[g] for g in groups)])[:-1].tolist(), strict=True))
         held = np.searchsorted(starts, wanted, side="right") - 1
-        return table.take(pa.array([base[g] + p - starts[g] for g, p in zip(held.tolist(), wanted.tolist(), strict=True)]))
+        return table.take(
+            pa.array([base[g] + p - starts[g] for g, p in zip(held.tolist(), wanted.tolist(), strict=True)])
+        )

@@ -23,7 +23,21 @@ from gap3d.records import Failure, Status
 FILE_TYPES = ("abc", "blend", "dae", "fbx", "glb", "gltf", "obj", "ply", "stl", "usd", "usda", "usdz")
 
 LAYER_SUFFIXES = (".usd", ".usda", ".usdc", ".usdz", ".mtlx")
-TEXTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tga", ".bmp", ".tif", ".tiff", ".exr", ".hdr", ".webp", ".gif", ".dds", ".psd")
+TEXTURE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".tga",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".exr",
+    ".hdr",
+    ".webp",
+    ".gif",
+    ".dds",
+    ".psd",
+)
 READ_LIMIT = 1 << 30  # bytes of one file, decompressed, that are searched for references
 
 
@@ -161,7 +175,9 @@ def of_mtl(data: mmap.mmap) -> Iterator[Reference]:
     """Texture maps: the rest of the line after options such as ``-bm 0.5`` or ``-s 1 1 1``."""
     keys = rb"^\s*(?:map_\w+|bump|disp|decal|refl|norm)[ \t]+([^\r\n]+)"
     for match in re.finditer(keys, data, re.MULTILINE | re.IGNORECASE):
-        text = re.sub(r"^(?:-\w+(?:[ \t]+(?:on|off|-?[\d.]+(?:e-?\d+)?|sphere|cube_\w+|[rgbmlz]))*[ \t]+)*", "", decode(match[1]))
+        text = re.sub(
+            r"^(?:-\w+(?:[ \t]+(?:on|off|-?[\d.]+(?:e-?\d+)?|sphere|cube_\w+|[rgbmlz]))*[ \t]+)*", "", decode(match[1])
+        )
         if text.strip():
             # An absolute path here is mostly a leftover of the artist's machine, so not strict.
             yield Reference(text.strip(), strict=text.lstrip().startswith(".."))
@@ -224,7 +240,7 @@ def of_mtlx(data: mmap.mmap) -> Iterator[Reference]:
     pattern = rb'(?:type="filename"[^>]*?value|value|href)="([^"\r\n]{1,1024})"'
     for match in re.finditer(pattern, data):
         text = decode(match[1])
-        if text.lower().endswith(TEXTURE_SUFFIXES + (".mtlx",)):
+        if text.lower().endswith((*TEXTURE_SUFFIXES, ".mtlx")):
             yield Reference(text, strict=True)
 
 

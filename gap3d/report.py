@@ -50,7 +50,9 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 6, limit: int = 24) -> b
     return file.getvalue()
 
 
-def draw_tile(sheet: Image.Image, tile: Tile, place: tuple[int, int], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
+def draw_tile(
+    sheet: Image.Image, tile: Tile, place: tuple[int, int], font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> None:
     """Draw one object with its upper left corner at ``place``."""
     left, top = place
     draw = ImageDraw.Draw(sheet)

@@ -140,8 +140,8 @@ def targets(registers: int, patches: int, width: int) -> StageSchema:
                 ("view", pa.int32()),
                 ("cls", pa.list_(pa.float32())),
                 # Fixed-size binary: half-float lists read at a fortieth of its rate.
-                ("registers", pa.binary(registers * width * 2)),
-                ("patches", pa.binary(patches * width * 2)),
+                pa.field("registers", pa.binary(registers * width * 2), nullable=False),
+                pa.field("patches", pa.binary(patches * width * 2), nullable=False),
             ]
         ),
         row_group_rows=8,

@@ -28,14 +28,19 @@ class SourceSettings(Section):
     path: Path | None = None
     """folder: the root of the files, searched at any depth."""
     captions: Path | None = None
-    """CSV or Parquet with columns path and captions (a JSON list or one text). Default: captions.csv in the folder, if there."""
+    """CSV or Parquet with columns path and captions (a JSON list or one text).
+
+    Default: captions.csv in the folder, if there."""
     overrides: Path | None = None
     """CSV with columns path, exclude, yaw, up_axis, captions; empty cells change nothing."""
 
     @model_validator(mode="after")
     def folder_has_a_path(self) -> "SourceSettings":
+        """A folder source names its folder."""
         if self.kind == "folder" and self.path is None:
-            raise ValueError("source.kind = 'folder' needs source.path: name the folder of 3D files (--source.path DIR)")
+            raise ValueError(
+                "source.kind = 'folder' needs source.path: name the folder of 3D files (--source.path DIR)"
+            )
         return self
 
 
@@ -51,8 +56,11 @@ class CatalogSettings(Section):
 
     @model_validator(mode="after")
     def shards_are_a_power_of_two(self) -> "CatalogSettings":
+        """Shards are leading bits."""
         if self.shards & (self.shards - 1):
-            raise ValueError(f"catalog.shards = {self.shards} must be a power of two: a shard is leading bits of a hash")
+            raise ValueError(
+                f"catalog.shards = {self.shards} must be a power of two: a shard is leading bits of a hash"
+            )
         return self
 
 

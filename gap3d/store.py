@@ -26,9 +26,10 @@ from gap3d.lease import NAME as LEASE
 from gap3d.lease import OWNER, lease
 from gap3d.manifest import LedgerRow, Manifest
 from gap3d.parts import TEMPORARY, PartWriter, read_rows, write_atomically
-from gap3d.records import Outcome, Status
+from gap3d.records import Outcome, SystemicFault
 from gap3d.schemas import StageSchema
 from gap3d.settings import ComputeSettings, Limits
+from gap3d.signals import unbroken
 
 log = logging.getLogger(__name__)
 ALL = "all"  # the one shard of an unpartitioned stage
@@ -78,7 +79,9 @@ class Store:
         """What is committed of a shard now."""
         return manifest.read(self.shard(stage, shard), stage, shard)
 
-    def read(self, held: Manifest, columns: Sequence[str] | None = None, keys: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+    def read(
+        self, held: Manifest, columns: Sequence[str] | None = None, keys: Iterable[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
         """The ok rows of a manifest as dictionaries by key, for stages of small rows."""
         wanted = set(keys) if keys is not None else None
         by_part: dict[str, list[LedgerRow]] = {}
@@ -91,7 +94,9 @@ class Store:
             table = read_rows(self.shard(held.stage, held.shard) / part, [row.part_row or 0 for row in rows], names)
             for row, record in zip(rows, table.to_pylist(), strict=True):
                 if record["key"] != row.key:
-                    raise ValueError(f"{held.stage}/{held.shard}/{part} row {row.part_row} is {record['key']}, not {row.key}")
+                    raise ValueError(
+                        f"{held.stage}/{held.shard}/{part} row {row.part_row} is {record['key']}, not {row.key}"
+                    )
                 found[row.key] = record
         return found
 
@@ -102,7 +107,9 @@ class Store:
             path = self.shard(held.stage, held.shard) / part
             try:
                 with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                    keys = [key for batch in file.iter_batches(batch_size=16) for key in batch.column("key").to_pylist()]
+                    keys = [
+                        key for batch in file.iter_batches(batch_size=16) for key in batch.column("key").to_pylist()
+                    ]
             except (OSError, pa.ArrowException) as error:
                 faults.append(f"{held.stage}/{held.shard}/{part}: {str(error).splitlines()[0][:200]}")
                 continue
@@ -124,9 +131,20 @@ class Store:
 
     @contextmanager
     def writer(
-        self, stage: str, shard: str, schema: StageSchema, compute: ComputeSettings, limits: Limits, metadata: Mapping[str, Any] | None = None
+        self,
+        stage: str,
+        shard: str,
+        schema: StageSchema,
+        compute: ComputeSettings,
+        limits: Limits,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Iterator["ShardWriter"]:
-        """Hold a shard's lease and write it. What is finished is committed even when an exception leaves."""
+        """Hold a shard's lease and write it. What is finished is committed even when an exception leaves.
+
+        Raises:
+            LeaseHeld: another run writes it.
+            SystemicFault: the disk is full or gone.
+        """
         folder = self.shard(stage, shard)
         with lease(folder, compute.lease_wait_s):
             held = self.manifest(stage, shard)
@@ -134,29 +152,43 @@ class Store:
             writer = ShardWriter(folder, held, schema, compute, limits, metadata or {})
             try:
                 yield writer
-            except OSError:
-                writer.discard()  # the disk is full or gone: a commit would fail too
-                raise
-            except BaseException:
                 writer.flush_open()
+            except OSError as error:
+                writer.discard()  # the disk is full or gone: a commit would fail too
+                raise SystemicFault(f"{type(error).__name__}: {error}") from error
+            except BaseException:
+                try:
+                    writer.flush_open()
+                except OSError as error:
+                    log.warning("%s: finished rows are not committed: %s", folder, error)
+                    writer.discard()
                 raise
-            writer.flush_open()
+
+
+def leftovers(folder: Path, held: Manifest) -> list[Path]:
+    """What a killed run left in a shard's folder: temporary files, and parts that no manifest ever listed."""
+    known = held.parts | set(held.retired) | {manifest.NAME, LEASE, OWNER}
+    return sorted(path for path in folder.iterdir() if path.name not in known or path.name.endswith(TEMPORARY))
 
 
 def clean(folder: Path, held: Manifest) -> None:
-    """Remove what a killed run left: temporary files, and parts that no manifest ever listed."""
-    known = held.parts | set(held.retired) | {manifest.NAME, LEASE, OWNER}
-    for path in folder.iterdir():
-        if path.name not in known or path.name.endswith(TEMPORARY):
-            log.info("removing leftover %s", path)
-            path.unlink(missing_ok=True)
+    """Remove leftovers; only for the holder of the lease."""
+    for path in leftovers(folder, held):
+        log.info("removing leftover %s", path)
+        path.unlink(missing_ok=True)
 
 
 class ShardWriter:
     """Collects outcomes of one shard and commits them as parts and a new manifest."""
 
     def __init__(
-        self, folder: Path, held: Manifest, schema: StageSchema, compute: ComputeSettings, limits: Limits, metadata: Mapping[str, Any]
+        self,
+        folder: Path,
+        held: Manifest,
+        schema: StageSchema,
+        compute: ComputeSettings,
+        limits: Limits,
+        metadata: Mapping[str, Any],
     ) -> None:
         self.folder = folder
         self.schema = schema
@@ -203,12 +235,13 @@ class ShardWriter:
             log_tail=outcome.log_tail,
             costs=dict(outcome.costs),
         )
-        position = None
-        if outcome.data is not None:
-            if self._part is None:
-                self._part = PartWriter(self.folder, self.schema, self._metadata)
-            position = self._part.add(outcome.key, digest, outcome.data)
-        self._open.append(replace(row, part_row=position))
+        with unbroken():
+            position = None
+            if outcome.data is not None:
+                if self._part is None:
+                    self._part = PartWriter(self.folder, self.schema, self._metadata)
+                position = self._part.add(outcome.key, digest, outcome.data)
+            self._open.append(replace(row, part_row=position))
         self.added += 1
         due = time.monotonic() - self._flushed >= self.compute.flush_s or len(self._open) >= self.compute.flush_rows
         if due or (self._part is not None and self._part.bytes >= self.compute.part_bytes):
@@ -231,24 +264,31 @@ class ShardWriter:
         self.keep_only(expected)
         missing = expected - set(self.rows) - {row.key for row in self._open}
         if missing:
-            raise RuntimeError(f"{self._held.stage}/{self._held.shard}: no outcome for {len(missing)} rows, e.g. {sorted(missing)[:3]}")
+            raise RuntimeError(
+                f"{self._held.stage}/{self._held.shard}: no outcome for {len(missing)} rows, e.g. {sorted(missing)[:3]}"
+            )
         self.flush(complete=True)
         return self._held
 
     def flush(self, *, complete: bool = False) -> None:
         """Publish the open part, then the manifest that lists it."""
-        part = self._part.close() if self._part is not None else None
-        self._part = None
-        for row in self._open:
-            self.rows[row.key] = replace(row, part=part if row.part_row is not None else None)
-        changed = bool(self._open) or self._changed or (complete != self.complete)
-        self._open = []
-        self._flushed = time.monotonic()
-        if changed or self._held.sequence == 0:
-            self._held = self._held.next(self.rows.values(), complete=complete, now=now())
-            manifest.write(self.folder, self._held)
+        with unbroken():
+            self._flush(complete)
+
+    def _flush(self, complete: bool) -> None:
+        if self._part is not None:
+            part = self._part.close()
+            self._open = [replace(row, part=part if row.part_row is not None else None) for row in self._open]
+            self._part = None
+        self.rows.update((row.key, row) for row in self._open)
+        if self._open or self._changed or complete != self.complete or self._held.sequence == 0:
+            held = self._held.next(self.rows.values(), complete=complete, now=now())
+            manifest.write(self.folder, held)
+            self._held = held
             self._changed = False
             self.complete = complete
+        self._open = []
+        self._flushed = time.monotonic()
 
     def flush_open(self) -> None:
         """Commit rows that are finished, if any are not committed yet; the shard stays incomplete."""

@@ -57,7 +57,8 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     version = fingerprints.code_version(STAGE)
     with ExitStack() as leases:
         writers = {
-            shard: leases.enter_context(store.writer(STAGE, shard, CATALOG, settings.compute, settings.limits)) for shard in store.shards
+            shard: leases.enter_context(store.writer(STAGE, shard, CATALOG, settings.compute, settings.limits))
+            for shard in store.shards
         }
         previous = previous_rows(store)
         seen: dict[str, set[str]] = {shard: set() for shard in store.shards}

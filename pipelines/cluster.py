@@ -11,6 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 # Read by Ray when it is imported. The first keeps every socket of a local Ray on 127.0.0.1; on a
@@ -68,12 +69,12 @@ def guarded(call: Callable[[], list[Outcome]]) -> list[Outcome] | Broken:
     """An exception in one item's handling is that item's answer; a systemic fault goes on."""
     try:
         return call()
-    except (SystemicFault, MemoryError):
+    except SystemicFault:
         raise
-    except OSError as error:
-        # Workers turn what a bad input can cause into outcomes; this is the disk or the store.
+    except (OSError, MemoryError) as error:
+        # Workers turn what a bad input can cause into outcomes; this is the disk, the store or the machine.
         raise SystemicFault(f"{type(error).__name__}: {error}") from error
-    except Exception as error:  # noqa: BLE001: it becomes an internal_error row with this traceback
+    except Exception as error:  # noqa: BLE001 - it becomes an internal_error row with this traceback
         return Broken(f"{type(error).__name__}: {error}"[:500], traceback.format_exc()[-2048:])
 
 
@@ -86,8 +87,7 @@ class LocalPool:
     def run(self, items: Iterable[Any], payload: Callable[[Any], Any]) -> Iterator[tuple[Any, list[Outcome] | Broken]]:
         """Answers, one item after another."""
         for item in items:
-            content = payload(item)
-            yield item, guarded(lambda content=content: self.worker.process(content))
+            yield item, guarded(partial(self.worker.process, payload(item)))
 
     def probe(self) -> None:
         """See Worker.probe."""
@@ -119,6 +119,7 @@ class RayPool:
         self.make = host.options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0, max_task_retries=0)
         cpus = ray.cluster_resources().get("CPU", 1.0)
         fitting = max(1, min(resources.workers, int(cpus / (resources.cpus or 1))))
+        self.queues: dict[int, deque[tuple[Any, Any]]] = {}
         self.actors = self.start(fitting)
 
     def start(self, count: int) -> list[Any]:
@@ -140,7 +141,7 @@ class RayPool:
     def run(self, items: Iterable[Any], payload: Callable[[Any], Any]) -> Iterator[tuple[Any, list[Outcome] | Broken]]:
         """Answers in the order in which they come."""
         source = iter(items)
-        queues: dict[int, deque[tuple[Any, Any]]] = {index: deque() for index in range(len(self.actors))}
+        queues = self.queues = {index: deque() for index in range(len(self.actors))}
         started = dict.fromkeys(queues, time.monotonic())
         again: deque[Any] = deque()
         exhausted = False
@@ -199,9 +200,10 @@ class RayPool:
             self.ray.kill(actor)
 
     def close(self) -> None:
-        """End the actors, gently first: their children go with them."""
-        done = [actor.close.remote() for actor in self.actors]
-        self.ray.wait(done, num_returns=len(done), timeout=5.0)
+        """End the actors; their children go with them. Gently, unless they are at work and would not hear it."""
+        if not any(self.queues.values()):
+            done = [actor.close.remote() for actor in self.actors]
+            self.ray.wait(done, num_returns=len(done), timeout=5.0)
         for actor in self.actors:
             self.ray.kill(actor)
 
@@ -243,6 +245,8 @@ def connect(resources: Resources) -> bool:
     return True
 
 
-def open_pool(factory: Callable[[], Worker], resources: Resources, compute: ComputeSettings, deadline_s: float) -> LocalPool | RayPool:
+def open_pool(
+    factory: Callable[[], Worker], resources: Resources, compute: ComputeSettings, deadline_s: float
+) -> LocalPool | RayPool:
     """The pool that the settings ask for."""
     return LocalPool(factory) if compute.workers == 0 else RayPool(factory, resources, deadline_s)

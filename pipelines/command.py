@@ -29,7 +29,11 @@ log = logging.getLogger(__name__)
 
 def presets() -> list[str]:
     """Names of the presets that come with the package."""
-    return sorted(path.name.removesuffix(".toml") for path in resources.files("pipelines.presets").iterdir() if path.name.endswith(".toml"))
+    return sorted(
+        path.name.removesuffix(".toml")
+        for path in resources.files("pipelines.presets").iterdir()
+        if path.name.endswith(".toml")
+    )
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -48,22 +52,32 @@ def read_preset(name: str) -> dict[str, Any]:
     return tomllib.loads(path.read_text())
 
 
-def load_settings(preset: str | None = None, flags: CliSettingsSource[Settings] | None = None, **values: Any) -> Settings:
+def load_settings(
+    preset: str | None = None, flags: CliSettingsSource[Settings] | None = None, **values: Any
+) -> Settings:
     """Settings from a preset, the environment (``GAP3D_*``) and flags.
 
     Args:
-        preset: a name or a .toml file; None takes ``GAP3D_PRESET``, else demo.
+        preset: a name, a .toml file, or the .json file of resolved settings; None takes ``GAP3D_PRESET``, else demo.
         flags: parsed command-line flags.
         values: settings by name, over everything else.
     """
-    content = read_preset(preset or os.environ.get("GAP3D_PRESET") or "demo")
+    name = preset or os.environ.get("GAP3D_PRESET") or "demo"
+    content = read_preset(name)
+    resolved = name.endswith(".json")  # as a run resolved them: the environment of the node that repeats it has no say
 
     class Resolved(Settings):
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, **_: Any
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (init_settings, *([flags] if flags else []), env_settings, Preset(settings_cls))
+            given = [] if resolved else [env_settings]
+            return (init_settings, *([flags] if flags else []), *given, Preset(settings_cls))
 
     class Preset(PydanticBaseSettingsSource):
         def get_field_value(self, *_: Any) -> tuple[Any, str, bool]:
@@ -91,10 +105,17 @@ def parser(description: str) -> argparse.ArgumentParser:
 def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
     """Flags and settings; ends the program with a clear message where they can't be used."""
     source: CliSettingsSource[Settings] = CliSettingsSource(
-        Settings, root_parser=made, cli_parse_args=False, cli_avoid_json=True, cli_hide_none_type=True, cli_implicit_flags=True
+        Settings,
+        root_parser=made,
+        cli_parse_args=False,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
     )
     known = made.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if known.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if known.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
     try:
         return known, load_settings(known.preset, source(parsed_args=known))
     except (SettingsError, ValidationError, tomllib.TOMLDecodeError) as error:
@@ -124,7 +145,7 @@ def stage_main(stage: str, doc: str, run: Callable[[Settings, Sequence[str]], Re
         report = run(settings, wanted)
         if known.report:
             report.save(known.report)
-    except (NotReady, LeaseHeld, SystemicFault, ValueError) as error:
+    except (NotReady, LeaseHeld, SystemicFault, ValueError, OSError) as error:
         made.exit(1, f"{made.prog}: {error}\n")
     except KeyboardInterrupt:
         made.exit(130, f"{made.prog}: stopped; finished rows are kept, run it again to go on\n")

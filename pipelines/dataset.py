@@ -24,9 +24,9 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     digest = fingerprints.settings_digest(section)
     store.save_settings(STAGE, digest, section.model_dump(mode="json"))
     common = {"settings": digest, "code": fingerprints.code_version(STAGE)}
-    wanted = outcomes(store, section.count)
     computed = 0
     with store.writer(STAGE, ALL, DATASET, settings.compute, settings.limits) as writer:
+        wanted = outcomes(store, section.count)
         for outcome, target in wanted:
             place = {name: outcome.data[name] for name in DATASET.exempt} if outcome.data else {}
             content = fingerprints.row_digest(outcome.status.value, outcome.data, DATASET.exempt)
@@ -58,7 +58,9 @@ def outcomes(store: Store, count: int | None) -> list[tuple[Outcome, str]]:
         for key, row in targets.rows.items():
             object_id, _, view = key.partition("/")
             if row.status is not Status.OK:
-                outcome = Outcome(stage=STAGE, key=key, status=row.status, reason=row.reason, origin=row.origin or "targets")
+                outcome = Outcome(
+                    stage=STAGE, key=key, status=row.status, reason=row.reason, origin=row.origin or "targets"
+                )
                 found.append((-1, outcome, row.digest))
                 continue
             entry: dict[str, Any] = catalog[object_id]

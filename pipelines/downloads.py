@@ -46,8 +46,10 @@ class Copier:
         except OSError as error:
             if error.errno in DISK_FAULTS or not str(error.filename or "").startswith(str(self.root)):
                 raise
-            failure = Failure(Status.MISSING, f"{error.strerror}: check that the file can be read, then run the catalog again")
-            return [fail(outcome, failure, time.monotonic() - started)]
+            fault = Failure(
+                Status.MISSING, f"{error.strerror}: check that the file can be read, then run the catalog again"
+            )
+            return [fail(outcome, fault, time.monotonic() - started)]
         return [Outcome(stage=STAGE, key=payload["key"], data=data, seconds=time.monotonic() - started)]
 
     def fetch(self, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,10 +58,14 @@ class Copier:
         found = closure(self.root, main)
         sizes = sum((self.root / path).stat().st_size for path in found.files)
         if sizes > self.limits.object_bytes:
-            raise Failure(Status.TOO_LARGE, f"{sizes} bytes with companions, at most {self.limits.object_bytes} are taken")
+            raise Failure(
+                Status.TOO_LARGE, f"{sizes} bytes with companions, at most {self.limits.object_bytes} are taken"
+            )
         with (self.root / main).open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise Failure(Status.LFS_POINTER, "a git-lfs pointer, not the model: run `git lfs pull` in its repository")
+                raise Failure(
+                    Status.LFS_POINTER, "a git-lfs pointer, not the model: run `git lfs pull` in its repository"
+                )
         blobs = Blobs(self.blobs)
         files = []
         for path in found.files:
@@ -89,7 +95,12 @@ class Copier:
 def fail(outcome: Outcome, failure: Failure, seconds: float) -> Outcome:
     """The row of a known fault."""
     return Outcome(
-        stage=outcome.stage, key=outcome.key, status=failure.status, reason=failure.reason, seconds=seconds, inputs=outcome.inputs
+        stage=outcome.stage,
+        key=outcome.key,
+        status=failure.status,
+        reason=failure.reason,
+        seconds=seconds,
+        inputs=outcome.inputs,
     )
 
 
@@ -106,7 +117,12 @@ def make_job(settings: Settings) -> Job:
             if row.status is not Status.OK:
                 made.append(passed_on(STAGE, key, catalog.STAGE, row))
                 continue
-            inputs = {"source": data[key]["source"], "identifier": data[key]["identifier"], "version": data[key]["version"], "code": version}
+            inputs = {
+                "source": data[key]["source"],
+                "identifier": data[key]["identifier"],
+                "version": data[key]["version"],
+                "code": version,
+            }
             made.append(Row(stage=STAGE, key=key, inputs=inputs, payload={"key": key, **data[key]}))
         return made
 
@@ -125,7 +141,9 @@ def make_job(settings: Settings) -> Job:
 
 def run(settings: Settings, shards: Sequence[str]) -> Report:
     """Bring these shards up to date."""
-    return run_job(make_job(settings), open_store(settings), settings, shards)
+    store = open_store(settings)
+    store.blobs.sweep()
+    return run_job(make_job(settings), store, settings, shards)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shards in, shards out: plan the rows, compute those that are not up to date, commit each shard when its rows are in."""
+"""Shards in, shards out: plan the rows, compute what is not up to date, commit each shard when its rows are in."""
 
 import logging
 import time
@@ -90,11 +90,17 @@ def require_complete(store: Store, stage: str, shard: str, program: str) -> Mani
     return held
 
 
-def passed_on(stage: str, key: str, origin: str, row: Any) -> Row:
-    """The row of an object whose earlier stage failed: the same status, and where it comes from."""
+def follower(stage: str, key: str, origin: str, row: Any) -> Outcome:
+    """The outcome of an object whose earlier stage failed: the same status, and where it comes from."""
     first = row.origin or origin
-    outcome = Outcome(stage=stage, key=key, status=row.status, reason=row.reason, origin=first)
-    return Row(stage=stage, key=key, inputs={"origin": first, "status": row.status.value}, decided=outcome)
+    inputs = {"origin": first, "status": row.status.value}
+    return Outcome(stage=stage, key=key, status=row.status, reason=row.reason, origin=first, inputs=inputs)
+
+
+def passed_on(stage: str, key: str, origin: str, row: Any) -> Row:
+    """The row of an object whose earlier stage failed."""
+    outcome = follower(stage, key, origin, row)
+    return Row(stage=stage, key=key, inputs=outcome.inputs, decided=outcome)
 
 
 @dataclass
@@ -110,7 +116,7 @@ class ShardRun:
     computed: Counter[str] = field(default_factory=Counter)
     decided: Counter[str] = field(default_factory=Counter)
     retried: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     why: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
@@ -143,13 +149,13 @@ def run(job: Job, store: Store, settings: Settings, shards: Sequence[str]) -> Re
 def start_shard(job: Job, store: Store, settings: Settings, shard: str, stack: ExitStack) -> ShardRun:
     """Take a shard's leases and find out which rows it should have."""
     leases = stack.enter_context(ExitStack())
-    rows = {(row.stage, row.key): row for row in job.rows(shard)}
     writers = {
         stage: leases.enter_context(
             store.writer(stage, shard, job.schema[stage], settings.compute, settings.limits, job.metadata.get(stage))
         )
         for stage in job.stages
     }
+    rows = {(row.stage, row.key): row for row in job.rows(shard)}  # under the lease: another run may just have ended
     return ShardRun(shard=shard, rows=rows, writers=writers, leases=leases)
 
 
@@ -188,14 +194,15 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
             for item, found in outcomes(pool, items, settings):
                 bar.update(len(item.rows))
                 for outcome in found:
-                    if streak and (outcome.status, outcome.stage) != (streak[-1][1].status, streak[-1][1].stage):
+                    followed = bool(outcome.origin) and bool(streak)  # it goes with the failure that it passes on
+                    if not followed and streak and kind(outcome) != kind(streak[0][1]):
                         settle(streak, runs)
                     if outcome.status is Status.OK:
                         take(item, outcome, runs)
                         continue
                     streak.append((item, outcome))
-                    if len(streak) >= STREAK:
-                        log.warning("%d times %s in a row: proving that the engine works", len(streak), outcome.status)
+                    if sum(not held.origin for _, held in streak) >= STREAK:
+                        log.warning("%d times %s in a row: proving that the engine works", STREAK, outcome.status)
                         pool.probe()
                         settle(streak, runs)
                 left[item.shard] -= 1
@@ -227,6 +234,9 @@ def outcomes(pool: Any, items: Sequence[Item], settings: Settings) -> Iterator[t
 
 def broken(row: Row, item: Item, answer: Broken) -> Outcome:
     """The row of an item that got no answer."""
+    first = next((other for other in item.rows if (other.stage, other.key) == row.after), None)
+    if first is not None:
+        return follower(row.stage, row.key, first.stage, broken(first, item, answer))
     return Outcome(
         stage=row.stage,
         key=row.key,
@@ -236,6 +246,11 @@ def broken(row: Row, item: Item, answer: Broken) -> Outcome:
         log_tail=answer.traceback,
         inputs=row.inputs or {},
     )
+
+
+def kind(outcome: Outcome) -> tuple[Status, str]:
+    """What equal failures have in common."""
+    return outcome.status, outcome.stage
 
 
 def settle(streak: list[tuple[Item, Outcome]], runs: Mapping[str, ShardRun]) -> None:
@@ -261,7 +276,7 @@ def take(item: Item, outcome: Outcome, runs: Mapping[str, ShardRun]) -> None:
     writer.add(replace(outcome, attempts=outcome.attempts + earlier), inputs)
     (active.decided if outcome.origin else active.computed)[outcome.stage] += 1
     active.retried[outcome.stage] += int(again)
-    active.seconds[outcome.stage] += outcome.seconds
+    active.seconds[outcome.stage] = active.seconds.get(outcome.stage, 0.0) + outcome.seconds
     active.waiting.discard((outcome.stage, outcome.key))
 
 
@@ -282,7 +297,7 @@ def finish_shard(job: Job, active: ShardRun) -> None:
                 retried=active.retried[stage],
                 by_status=held.by_status(),
                 digest=held.digest,
-                seconds=active.seconds[stage],
+                seconds=active.seconds.get(stage, 0.0),
                 why={reason: count for (of, reason), count in active.why.items() if of == stage},
             )
         )

@@ -40,7 +40,7 @@ def main() -> None:
     made = parser("")
     try:
         report = run(settings)
-    except (NotReady, LeaseHeld, SystemicFault, ValueError) as error:
+    except (NotReady, LeaseHeld, SystemicFault, ValueError, OSError) as error:
         made.exit(1, f"stopped: {error}\n")
     except KeyboardInterrupt:
         made.exit(130, "stopped; finished rows are kept, run it again to go on\n")

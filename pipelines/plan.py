@@ -1,4 +1,4 @@
-"""plan: how many rows each stage would compute, how long that takes, how many GB it writes; refuses what the disk can't hold."""
+"""plan: how many rows each stage would compute, how long it takes, how many GB it writes; refuses too much."""
 
 import statistics
 from collections.abc import Mapping
@@ -65,7 +65,11 @@ def make_plan(settings: Settings) -> list[StagePlan]:
     token_bytes = targets.row_bytes(settings)
     pixels = settings.renders.resolution**2 * settings.renders.samples
     defaults_s = {**SECONDS, "renders": SECONDS["renders"] * pixels / (256**2 * 32)}
-    defaults_b = {**BYTES, "renders": int(BYTES["renders"] * settings.renders.resolution**2 / 256**2), "targets": token_bytes}
+    defaults_b = {
+        **BYTES,
+        "renders": int(BYTES["renders"] * settings.renders.resolution**2 / 256**2),
+        "targets": token_bytes,
+    }
     objects = sum(len(store.manifest("catalog", shard).rows) for shard in store.shards)
     jobs: list[tuple[tuple[str, ...], Job]] = [
         ((downloads.STAGE,), downloads.make_job(settings)),
@@ -82,7 +86,9 @@ def make_plan(settings: Settings) -> list[StagePlan]:
             rows, compute = counts[stage]
             bound = min(max(objects, rows), compute + upstream)
             seconds, size, measured = unit_costs(store, stage, defaults_s[stage], defaults_b[stage])
-            plans.append(StagePlan(stage, max(rows, objects), bound, bound > compute, bound * seconds, bound * size, measured))
+            plans.append(
+                StagePlan(stage, max(rows, objects), bound, bound > compute, bound * seconds, bound * size, measured)
+            )
         upstream = max(upstream, *(plan.compute for plan in plans))
     return plans
 
@@ -109,7 +115,9 @@ def lines(plans: list[StagePlan], settings: Settings, free: int) -> list[str]:
         bound = "<=" if plan.at_most else "  "
         where = "measured here" if plan.measured else "defaults"
         hours = plan.seconds / workers / 3600
-        made.append(f"{plan.stage:>9} {plan.rows:8d} {bound}{plan.compute:7d} {hours:9.3f} {plan.bytes / 1e9:9.3f}  {where}")
+        made.append(
+            f"{plan.stage:>9} {plan.rows:8d} {bound}{plan.compute:7d} {hours:9.3f} {plan.bytes / 1e9:9.3f}  {where}"
+        )
     made.append(f"writes {sum(p.bytes for p in plans) / 1e9:.3f} GB; {free / 1e9:.1f} GB are free; {workers} workers")
     return made
 
@@ -119,7 +127,8 @@ def refusal(plans: list[StagePlan], free: int) -> str:
     needed = int(sum(plan.bytes for plan in plans) * RESERVE)
     if needed <= free:
         return ""
-    return f"refused: {needed / 1e9:.1f} GB are needed with reserve, {free / 1e9:.1f} GB are free: free some, or set another --store"
+    have = f"{free / 1e9:.1f} GB are free: free some, or set another --store"
+    return f"refused: {needed / 1e9:.1f} GB are needed with reserve, {have}"
 
 
 def main() -> None:

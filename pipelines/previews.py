@@ -17,7 +17,9 @@ def shard_tiles(store: Store, shard: str, first: int = 24) -> list[Tile]:
     if not renders.rows:
         statuses = {key: "not rendered" if status == "ok" else status for key, status in statuses.items()}
     catalog = store.read(store.manifest("catalog", shard), ["identifier"])
-    chosen = sorted(statuses, key=lambda key: (statuses[key] != "ok", str(catalog.get(key, {}).get("identifier", key))))[:first]
+    chosen = sorted(
+        statuses, key=lambda key: (statuses[key] != "ok", str(catalog.get(key, {}).get("identifier", key)))
+    )[:first]
     pictures = store.read(renders, ["png"], [key for key in renders.rows if key.partition("/")[0] in chosen])
     return tiles_of(
         catalog,

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-import pipelines.cluster  # noqa: F401: sets Ray's environment before Ray is imported
+import pipelines.cluster  # noqa: F401 - sets Ray's environment before Ray is imported
 from gap3d.parts import write_atomically
 from gap3d.settings import Settings
 from pipelines.report import Report
@@ -24,12 +24,19 @@ def resolved(settings: Settings) -> Settings:
     """Settings whose paths hold anywhere: a job does not run in the caller's folder."""
     absolute = {"store": settings.store.expanduser().absolute()}
     paths = {name: getattr(settings.source, name) for name in ("path", "captions", "overrides")}
-    source = settings.source.model_copy(update={n: p.expanduser().absolute() for n, p in paths.items() if p is not None})
+    source = settings.source.model_copy(
+        update={n: p.expanduser().absolute() for n, p in paths.items() if p is not None}
+    )
     return settings.model_copy(update={**absolute, "source": source})
 
 
 def submit(
-    module: str, settings: Settings, shards: Sequence[str], name: str, on_log: Callable[[str], None] = log.info, python: str = sys.executable
+    module: str,
+    settings: Settings,
+    shards: Sequence[str],
+    name: str,
+    on_log: Callable[[str], None] = log.info,
+    python: str = sys.executable,
 ) -> Report:
     """Run ``python -m pipelines.<module>`` on the cluster at ``compute.address`` and wait for it.
 
@@ -45,30 +52,41 @@ def submit(
         The job's report: the proof that expected = found.
 
     Raises:
-        JobFailed: it failed, was stopped, or left no report.
+        JobFailed: there is no Ray, or the job failed, was stopped, or left no report.
     """
+    from ray.exceptions import RayError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     settings = resolved(settings)
     folder = settings.store / settings.collection / "jobs" / name
-    write_atomically(folder / "settings.json", settings.model_dump_json(indent=1, exclude={"compute": {"mode", "address"}}).encode())
+    write_atomically(
+        folder / "settings.json", settings.model_dump_json(indent=1, exclude={"compute": {"mode", "address"}}).encode()
+    )
     report = folder / "report.json"
     report.unlink(missing_ok=True)
     words = [python, "-m", f"pipelines.{module}", "--preset", str(folder / "settings.json"), "--report", str(report)]
     if shards:
         words += ["--shards", ",".join(shards)]
-    client = JobSubmissionClient(settings.compute.address)
+    try:
+        client = JobSubmissionClient(settings.compute.address)
+    except (OSError, RuntimeError, RayError) as error:
+        raise JobFailed(
+            f"no Ray at {settings.compute.address} ({str(error).splitlines()[0]}): start it there, or set compute.mode = inline"
+        ) from error
     # Exec: a stop of the job then reaches the program itself and not a shell around it.
-    job = client.submit_job(entrypoint=f"exec {shlex.join(words)}", submission_id=name, metadata={"collection": settings.collection})
+    job = client.submit_job(
+        entrypoint=f"exec {shlex.join(words)}", submission_id=name, metadata={"collection": settings.collection}
+    )
     log.info("Ray job %s submitted to %s", job, settings.compute.address)
     seen = 0
     try:
         while True:
             status = client.get_job_status(job)
             text = client.get_job_logs(job)
-            if len(text) > seen:
-                on_log(text[seen:])
-                seen = len(text)
+            end = len(text) if status.is_terminal() else text.rfind("\n") + 1
+            if words := shown(text[seen:end]):
+                on_log(words)
+            seen = max(seen, end)
             if status.is_terminal():
                 break
             time.sleep(POLL_S)
@@ -76,9 +94,15 @@ def submit(
         stop(client, job)
         raise
     if status is not JobStatus.SUCCEEDED or not report.exists():
-        tail = "\n".join(text.strip().splitlines()[-8:])
+        tail = "\n".join(shown(text).splitlines()[-8:])
         raise JobFailed(f"Ray job {job} ended as {status}; its last lines:\n{tail}\nAll of them: ray job logs {job}")
     return Report.load(report)
+
+
+def shown(text: str) -> str:
+    """Output as a terminal would show it at the end: of a progress bar, the last state."""
+    lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    return "\n".join(line for line in lines if line.strip())
 
 
 def stop(client: object, job: str) -> None:
@@ -90,4 +114,3 @@ def stop(client: object, job: str) -> None:
             return
         time.sleep(POLL_S)
     log.error("Ray job %s did not stop within %.0f s: ray job stop %s", job, STOP_S, job)
-

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from gap3d import fingerprints, images
@@ -21,11 +21,13 @@ from gap3d.manifest import Manifest
 from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.schemas import RENDERS, VIEWS
 from gap3d.settings import Settings
+from gap3d.store import free_bytes
+from gap3d.temporary import TemporaryFolder, sweep
 from gap3d.visibility import ViewChoice, require_embree, select_view
 from pipelines import downloads
 from pipelines.cluster import Resources
 from pipelines.command import open_store, stage_main
-from pipelines.job import Item, Job, NotReady, Row, passed_on, require_complete
+from pipelines.job import Item, Job, NotReady, Row, follower, passed_on, require_complete
 from pipelines.job import run as run_job
 from pipelines.report import Report
 from render.job import Mesh, Model, View
@@ -33,9 +35,13 @@ from render.worker import Blender
 
 log = logging.getLogger(__name__)
 STAGES = ("views", "renders")
+SCRATCH = "gap3d-worker"
+LITTLE_BYTES = 16 * 1024**2  # with so little space left, a failure is no object's fault
 
-PROBE = b"o cube\n" + b"".join(b"v %d %d %d\n" % (x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)) + (
-    b"f 1 2 4 3\nf 5 7 8 6\nf 1 5 6 2\nf 3 4 8 7\nf 1 3 7 5\nf 2 6 8 4\n"
+PROBE = (
+    b"o cube\n"
+    + b"".join(b"v %d %d %d\n" % (x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1))
+    + (b"f 1 2 4 3\nf 5 7 8 6\nf 1 5 6 2\nf 3 4 8 7\nf 1 3 7 5\nf 2 6 8 4\n")
 )
 
 
@@ -55,30 +61,37 @@ class Renderer:
         require_embree()
         self.settings = settings
         self.blobs = Blobs(blobs)
-        self.scratch = TemporaryDirectory(prefix="gap3d-")
+        self.scratch = TemporaryFolder(Path(gettempdir()), SCRATCH)
 
     @cached_property
     def blender(self) -> Blender:
         """The child process, started at first use."""
-        return Blender(self.settings.limits, self.settings.renders.threads, Path(self.scratch.name))
+        return Blender(self.settings.limits, self.settings.renders.threads, self.scratch.path)
 
     def process(self, payload: Mapping[str, Any]) -> list[Outcome]:
         """Views, renders or both of one object, as the payload asks.
 
         A crash is tried again in a fresh Blender until the attempts are used up.
         """
-        for attempt in range(1, self.settings.limits.attempts + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             made = Attempt(self.settings, self.blender, payload)
             with self.unpacked(payload) as tree:
                 outcomes = made.run(tree)
-            if not any(outcome.status is Status.CRASHED and not outcome.origin for outcome in outcomes):
+                failed = {outcome.status for outcome in outcomes if not outcome.origin}
+                if failed & {Status.CRASHED, Status.INTERNAL_ERROR} and free_bytes(tree) < LITTLE_BYTES:
+                    raise SystemicFault(
+                        f"no space is left for Blender's files in {self.scratch.path.parent}: free some, or set TMPDIR"
+                    )
+            if Status.CRASHED not in failed or attempt >= self.settings.limits.attempts:
                 break
         return [outcome if outcome.origin else with_attempts(outcome, attempt) for outcome in outcomes]
 
     @contextmanager
     def unpacked(self, payload: Mapping[str, Any]) -> Any:
         """The object's files as a tree of their own, gone afterwards."""
-        with TemporaryDirectory(prefix="object-", dir=self.scratch.name) as folder:
+        with TemporaryDirectory(prefix="object-", dir=self.scratch.path) as folder:
             tree = Path(folder) / "tree"
             try:
                 self.blobs.unpack({file["path"]: file["sha256"] for file in payload["files"]}, tree)
@@ -88,7 +101,7 @@ class Renderer:
 
     def probe(self) -> None:
         """Load a cube in a fresh Blender."""
-        with TemporaryDirectory(prefix="gap3d-probe-") as folder:
+        with TemporaryDirectory(prefix="probe-", dir=self.scratch.path) as folder:
             (Path(folder) / "cube.obj").write_bytes(PROBE)
             with Blender(self.settings.limits, 1, Path(folder) / "scratch") as blender:
                 try:
@@ -102,7 +115,7 @@ class Renderer:
         """End the child and remove its files."""
         if "blender" in self.__dict__:
             self.blender.close()
-        self.scratch.cleanup()
+        self.scratch.remove()
 
 
 class Attempt:
@@ -124,15 +137,16 @@ class Attempt:
             outcomes.append(outcome)
             if outcome.status is not Status.OK:
                 if "renders" in self.payload["want"]:
-                    row = passed_on("renders", view_key(self.object_id), "views", outcome)
-                    outcomes.append(Outcome(**{**(row.decided or outcome).__dict__, "inputs": row.inputs}))
+                    outcomes.append(follower("renders", view_key(self.object_id), "views", outcome))
                 return outcomes
             view = outcome.data or {}
         if "renders" in self.payload["want"]:
             inputs = {**self.payload["render_inputs"], "camera": camera_digest(view)}
             if inputs == self.payload["render_current"]:
                 return outcomes  # the camera came out as it was: the picture stands
-            outcomes.append(self.measured("renders", view_key(self.object_id), lambda: self.picture(tree, view), inputs))
+            outcomes.append(
+                self.measured("renders", view_key(self.object_id), lambda: self.picture(tree, view), inputs)
+            )
         return outcomes
 
     def measured(self, stage: str, key: str, work: Any, inputs: Mapping[str, str] | None) -> Outcome:
@@ -147,7 +161,11 @@ class Attempt:
             raise
         except Exception as error:
             log.exception("%s %s", stage, self.object_id)
-            status, reason, tail = Status.INTERNAL_ERROR, f"{type(error).__name__}: {error}"[:500], traceback.format_exc()[-2048:]
+            status, reason, tail = (
+                Status.INTERNAL_ERROR,
+                f"{type(error).__name__}: {error}"[:500],
+                traceback.format_exc()[-2048:],
+            )
         return Outcome(
             stage=stage,
             key=key,
@@ -266,13 +284,20 @@ def make_job(settings: Settings, stages: Sequence[str] = STAGES) -> Job:
         made: list[Row] = []
         for key, row in held.rows.items():
             if row.status is not Status.OK:
-                made += [passed_on(stage, key if stage == "views" else view_key(key), downloads.STAGE, row) for stage in stages]
+                made += [
+                    passed_on(stage, key if stage == "views" else view_key(key), downloads.STAGE, row)
+                    for stage in stages
+                ]
                 continue
             wish = wishes[key]
             shape = {"bundle": files[key]["bundle"], "up_axis": wish["up_axis"] or ""}
             payload = {"object_id": key, **files[key], **wish}
             view = views.rows.get(key)
-            view_inputs = {**shape, "pinned_yaw": "" if wish["pinned_yaw"] is None else str(wish["pinned_yaw"]), **common["views"]}
+            view_inputs = {
+                **shape,
+                "pinned_yaw": "" if wish["pinned_yaw"] is None else str(wish["pinned_yaw"]),
+                **common["views"],
+            }
             if "views" in stages:
                 made.append(Row(stage="views", key=key, inputs=view_inputs, payload=payload))
             if "renders" not in stages:
@@ -325,6 +350,7 @@ def make_job(settings: Settings, stages: Sequence[str] = STAGES) -> Job:
 
 def run(settings: Settings, shards: Sequence[str], stages: Sequence[str] = STAGES) -> Report:
     """Bring these shards up to date."""
+    sweep(Path(gettempdir()), f"{SCRATCH}-*")  # of a killed run, though this one may need no Blender
     return run_job(make_job(settings, stages), open_store(settings), settings, shards)
 
 

@@ -39,7 +39,9 @@ class ShardReport:
     def prove(self) -> None:
         """Raises RuntimeError unless every expected row is there."""
         if self.expected != self.found or sum(self.by_status.values()) != self.expected:
-            raise RuntimeError(f"{self.stage}/{self.shard}: expected {self.expected} rows, found {self.found}: {self.by_status}")
+            raise RuntimeError(
+                f"{self.stage}/{self.shard}: expected {self.expected} rows, found {self.found}: {self.by_status}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,8 @@ class Report:
             states = ", ".join(f"{count} {status}" for status, count in self.by_status(stage).items()) or "no rows"
             retried = self.count("retried", stage)
             extra = f" ({retried} tried again)" if retried else ""
-            found.append(f"{stage:>9}: {self.count('found', stage):5d} rows: {states}; computed {self.count('computed', stage)}{extra}")
+            work = f"computed {self.count('computed', stage)}{extra}"
+            found.append(f"{stage:>9}: {self.count('found', stage):5d} rows: {states}; {work}")
         return found
 
 

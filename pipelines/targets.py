@@ -66,7 +66,12 @@ class Featurizer:
                 }
                 costs = {"forward": forward / len(keys), "decode": decoded / len(keys)}
                 outcomes[key] = Outcome(
-                    stage=STAGE, key=key, data=data, seconds=sum(costs.values()), device=self.encoder.device, costs=costs
+                    stage=STAGE,
+                    key=key,
+                    data=data,
+                    seconds=sum(costs.values()),
+                    device=self.encoder.device,
+                    costs=costs,
                 )
         return [outcomes[key] for key in payload["keys"]]
 
@@ -102,7 +107,9 @@ def make_job(settings: Settings) -> Job:
             if row.status is not Status.OK:
                 made.append(passed_on(STAGE, key, "renders", row))
             else:
-                made.append(Row(stage=STAGE, key=key, inputs={"render": row.digest, **common}, payload=(row.part, row.part_row)))
+                made.append(
+                    Row(stage=STAGE, key=key, inputs={"render": row.digest, **common}, payload=(row.part, row.part_row))
+                )
         return made
 
     def items(shard: str, todo: list[Row], _held: Mapping[str, Manifest]) -> list[Item]:
@@ -115,7 +122,11 @@ def make_job(settings: Settings) -> Job:
             size = settings.compute.batch_size
             for start in range(0, len(found), size):
                 batch = tuple(found[start : start + size])
-                payload = {"part": str(folder / part), "keys": [r.key for r in batch], "positions": [r.payload[1] for r in batch]}
+                payload = {
+                    "part": str(folder / part),
+                    "keys": [r.key for r in batch],
+                    "positions": [r.payload[1] for r in batch],
+                }
                 made.append(Item(shard=shard, rows=batch, payload=payload))
         return made
 
@@ -127,7 +138,13 @@ def make_job(settings: Settings) -> Job:
         items=items,
         factory=partial(Featurizer, settings),
         resources=Resources(max(1, settings.compute.workers // threads), cpus=float(threads), gpus=gpus),
-        metadata={STAGE: {"tokens": layout.describe(section.store_dtype), "encoder": who, "settings": section.model_dump(mode="json")}},
+        metadata={
+            STAGE: {
+                "tokens": layout.describe(section.store_dtype),
+                "encoder": who,
+                "settings": section.model_dump(mode="json"),
+            }
+        },
     )
 
 

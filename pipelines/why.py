@@ -55,13 +55,21 @@ def expected_inputs(settings: Settings, shard: str) -> dict[tuple[str, str], Map
 def changed_settings(store: Store, stage: str, before: str, now: str) -> list[str]:
     """Which settings differ between two digests, as ``name: old -> new``."""
     old, new = store.settings(stage, before), store.settings(stage, now)
-    return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
 
 
-def explain(store: Store, settings: Settings, stage: str, row: LedgerRow, inputs: Mapping[str, str] | None) -> list[str]:
+def explain(
+    store: Store, settings: Settings, stage: str, row: LedgerRow, inputs: Mapping[str, str] | None
+) -> list[str]:
     """Lines about one row."""
     seconds = f"{row.seconds:.2f} s on {row.host}" if row.seconds else ""
-    lines = [f"{stage:>9}  {row.status:<14} {row.finished_at}  {seconds}  attempt {row.attempts}  digest {row.digest[:12]}"]
+    lines = [
+        f"{stage:>9}  {row.status:<14} {row.finished_at}  {seconds}  attempt {row.attempts}  digest {row.digest[:12]}"
+    ]
     if row.reason:
         passed = f" (passed on from {row.origin})" if row.origin else ""
         lines.append(f"{'':>11}{row.reason}{passed}")

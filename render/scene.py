@@ -286,14 +286,14 @@ class Stage:
         self._aim(camera_to_world, fov)
         self._set_image(path, resolution, threads)
         self._set_cycles(samples, denoise)
-        before = time.perf_counter()
+        before, cpu = time.perf_counter(), time.process_time()
         try:
             bpy.ops.render.render(write_still=True)
         except RuntimeError as error:
             status = Status.OUT_OF_MEMORY if "memory" in str(error).lower() else Status.INTERNAL_ERROR
             raise Failure(status, f"render: {last_words(str(error))}") from error
-        done = time.perf_counter()
-        return {"costs": {"render": done - before, "other": before - started}}
+        done, cpu = time.perf_counter(), time.process_time() - cpu
+        return {"costs": {"render": done - before, "render_cpu": cpu, "other": before - started}}
 
     def _aim(self, camera_to_world: list[list[float]], fov: float) -> None:
         if self.scene.camera is None:
@@ -367,10 +367,10 @@ def load(
 
     Returns the stage, the mesh, and the fields of ``render.job.Facts``. Raises Failure.
     """
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), time.process_time()
     world = bpy.context.scene.world
     import_file(tree, main, file_type)
-    imported = time.perf_counter()
+    imported, cpu = time.perf_counter(), time.process_time() - cpu
     stage = Stage(bpy.context.scene.world if file_type == "blend" else world)
     staged = time.perf_counter()
     geometry, facts = stage.normalise(up_axis, limit)
@@ -378,5 +378,5 @@ def load(
     stage.light()
     facts |= {"animated": is_animated(), "missing_textures": missing_textures()}
     rest = (staged - imported) + (time.perf_counter() - extracted)
-    facts["costs"] = {"import": imported - begun, "mesh": extracted - staged, "other": rest}
+    facts["costs"] = {"import": imported - begun, "import_cpu": cpu, "mesh": extracted - staged, "other": rest}
     return stage, geometry, facts

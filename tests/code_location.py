@@ -55,14 +55,21 @@ def load(monkeypatch, settings: dict[str, str]) -> dg.Definitions:
 
 def materialize(defs, instance, *assets, shard=None, **options):
     """Run assets as the UI's Materialize does."""
-    job = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection={dg.AssetKey(asset) for asset in assets})
+    job = defs.resolve_implicit_global_asset_job_def().get_subset(
+        asset_selection={dg.AssetKey(asset) for asset in assets}
+    )
     return job.execute_in_process(partition_key=shard, instance=instance, **options)
 
 
 def metadata(instance, asset, shard=None):
     """Plain metadata of an asset's latest materialisation."""
-    records = instance.fetch_materializations(dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[shard] if shard else None), limit=1)
-    return {name: getattr(value, "value", value) for name, value in records.records[0].asset_materialization.metadata.items()}
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[shard] if shard else None), limit=1
+    )
+    return {
+        name: getattr(value, "value", value)
+        for name, value in records.records[0].asset_materialization.metadata.items()
+    }
 
 
 def program(settings: dict[str, str], stage: str, *arguments: str, **options) -> subprocess.CompletedProcess:

@@ -28,7 +28,9 @@ def write_objects(folder: Path) -> None:
         write_box(folder / name, 1.0 + index)
     write_box(folder / "painted.obj", 0.5, material="paint")
     (folder / "broken.glb").write_bytes(b"not a model")
-    (folder / "captions.csv").write_text('path,captions\na.obj,"[""a cube"", ""a plain grey cube""]"\nb.obj,a tall box\n')
+    (folder / "captions.csv").write_text(
+        'path,captions\na.obj,"[""a cube"", ""a plain grey cube""]"\nb.obj,a tall box\n'
+    )
 
 
 def small(store: Path, folder: Path, **values):
@@ -52,7 +54,11 @@ def small(store: Path, folder: Path, **values):
 def run_line(settings):
     """All stages, in order; the merged report."""
     shards = open_store(settings).shards
-    reports = [catalog.run(settings), *(stage.run(settings, shards) for stage in (downloads, rendering, targets)), dataset.run(settings)]
+    reports = [
+        catalog.run(settings),
+        *(stage.run(settings, shards) for stage in (downloads, rendering, targets)),
+        dataset.run(settings),
+    ]
     return merge(reports)
 
 

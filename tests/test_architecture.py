@@ -46,5 +46,6 @@ def test_no_file_has_more_than_400_lines():
 
 def test_a_changed_stage_has_a_new_version_or_a_note():
     assert not changed(), (
-        "the sources of these stages changed: bump their version in gap3d/versions.toml if results can change, then run `make versions`"
+        "the sources of these stages changed: bump their version in gap3d/versions.toml if results can change, "
+        "then run `make versions`"
     )

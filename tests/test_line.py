@@ -137,7 +137,9 @@ def test_changed_render_settings_keep_the_views(line):
 def test_new_scores_of_an_unchanged_camera_render_nothing(line):
     root, _ = line
     table = root / "overrides.csv"
-    table.write_text("path,yaw\n" + "".join(f"{name},90\n" for name in ("a.obj", "b.obj", "deep/er/c.obj", "painted.obj")))
+    table.write_text(
+        "path,yaw\n" + "".join(f"{name},90\n" for name in ("a.obj", "b.obj", "deep/er/c.obj", "painted.obj"))
+    )
     pinned = {"source": {"overrides": table}}
     run_line(small(root / "store", root / "objects", **pinned))
     changed = small(root / "store", root / "objects", **pinned, views={"points": 400})
@@ -151,7 +153,9 @@ def test_a_raised_time_limit_retries_timeouts_and_nothing_else(tmp_path):
     report = run_line(short)
     assert report.by_status("views") == {"timeout": 5}
     assert counters(run_line(short)) == NOTHING
-    more_memory = small(tmp_path / "store", tmp_path / "objects", limits={"timeout_s": 0.02, "memory_bytes": 9 * 1024**3})
+    more_memory = small(
+        tmp_path / "store", tmp_path / "objects", limits={"timeout_s": 0.02, "memory_bytes": 9 * 1024**3}
+    )
     assert counters(run_line(more_memory)) == NOTHING
     longer = small(tmp_path / "store", tmp_path / "objects")
     report = run_line(longer)
@@ -163,7 +167,9 @@ def test_a_raised_time_limit_retries_timeouts_and_nothing_else(tmp_path):
 def test_overrides_exclude_pin_turn_and_caption(line):
     root, _ = line
     table = root / "overrides.csv"
-    table.write_text('path,exclude,yaw,up_axis,captions\na.obj,true,,,\nb.obj,,180,,\ndeep/er/c.obj,,,x,\npainted.obj,,,,"[""red box""]"\n')
+    table.write_text(
+        'path,exclude,yaw,up_axis,captions\na.obj,true,,,\nb.obj,,180,,\ndeep/er/c.obj,,,x,\npainted.obj,,,,"[""red box""]"\n'
+    )
     settings = small(root / "store", root / "objects", source={"overrides": table})
     report = run_line(settings)
     assert report.by_status("catalog") == {"excluded": 1, "ok": 4}
@@ -176,7 +182,9 @@ def test_overrides_exclude_pin_turn_and_caption(line):
     index = store.read(store.manifest("dataset", "all"))
     assert index[f"{object_id('painted.obj')}/000"]["captions"] == ["red box"]
     # The box of height 3 lies down: its longest side no longer stands upright.
-    turned = store.read(store.manifest("renders", store_shard(store, "deep/er/c.obj")))[f"{object_id('deep/er/c.obj')}/000"]
+    turned = store.read(store.manifest("renders", store_shard(store, "deep/er/c.obj")))[
+        f"{object_id('deep/er/c.obj')}/000"
+    ]
     standing = finished_render(root, "deep/er/c.obj")
     assert turned["png"] != standing
 
@@ -213,7 +221,9 @@ def test_the_dataset_takes_the_first_good_rows_by_rank(line):
     report = run_line(settings)
     assert report.by_status("dataset") == {"import_error": 1, "not_admitted": 2, "ok": 2}
     store = open_store(settings)
-    ranks = {key: row["rank"] for shard in store.shards for key, row in store.read(store.manifest("catalog", shard)).items()}
+    ranks = {
+        key: row["rank"] for shard in store.shards for key, row in store.read(store.manifest("catalog", shard)).items()
+    }
     taken = {row["object_id"] for row in store.read(store.manifest("dataset", "all")).values()}
     good = [key for key in ranks if key != object_id("broken.glb")]
     assert taken == set(sorted(good, key=ranks.__getitem__)[:2])

@@ -32,7 +32,10 @@ def outcomes(settings):
     for shard in store.shards:
         held = store.manifest("catalog", shard)
         data = store.read(held, ["identifier"])
-        names = {key: data[key]["identifier"] if key in data else row.reason.split(" refers to")[0] for key, row in held.rows.items()}
+        names = {
+            key: data[key]["identifier"] if key in data else row.reason.split(" refers to")[0]
+            for key, row in held.rows.items()
+        }
         for stage in STAGES[:-1]:
             for key, row in store.manifest(stage, shard).rows.items():
                 found.setdefault(names[key.partition("/")[0]], {})[stage] = (row.status.value, row.origin, row.reason)

@@ -50,7 +50,9 @@ def test_references_out_of_the_folder_are_refused(path):
     assert caught.value.status is Status.FORBIDDEN_REFERENCE
 
 
-@pytest.mark.parametrize("uri", ["../a.bin", "/etc/passwd", "http://127.0.0.1/a.bin", "file:///etc/passwd", "x/../../a.bin", "%2e%2e/a.bin"])
+@pytest.mark.parametrize(
+    "uri", ["../a.bin", "/etc/passwd", "http://127.0.0.1/a.bin", "file:///etc/passwd", "x/../../a.bin", "%2e%2e/a.bin"]
+)
 def test_a_gltf_reaches_nothing_outside_its_folder(tmp_path, uri):
     (tmp_path / "in").mkdir()
     (tmp_path / "a.bin").write_bytes(b"x")
@@ -79,7 +81,9 @@ def test_circular_references_end(tmp_path):
 def test_options_and_spaces_in_material_lines_are_understood(tmp_path):
     (tmp_path / "my wood.png").write_bytes(b"p")
     (tmp_path / "bump.png").write_bytes(b"p")
-    (tmp_path / "all mats.mtl").write_text("newmtl a\nmap_Kd -s 1 1 1 -o 0 0 0 my wood.png\nbump -bm 0.5 bump.png\nmap_Ks gone.png\n")
+    (tmp_path / "all mats.mtl").write_text(
+        "newmtl a\nmap_Kd -s 1 1 1 -o 0 0 0 my wood.png\nbump -bm 0.5 bump.png\nmap_Ks gone.png\n"
+    )
     (tmp_path / "m.obj").write_text("mtllib all mats.mtl\n")
     found = closure(tmp_path, "m.obj")
     assert set(found.files) == {"m.obj", "all mats.mtl", "my wood.png", "bump.png"}

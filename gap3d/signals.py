@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM wait until what must not be cut in two is done."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+PUT_OFF = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Handle signals of this block at its end. Other threads than the main one get no signals anyway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    handlers = {number: signal.getsignal(number) for number in PUT_OFF}
+    handlers = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not Python's
+    for number in handlers:
+        signal.signal(number, lambda *call: came.append(call))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in came:
+            handler = handlers[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
+            elif handler is signal.SIG_DFL:
+                os.kill(os.getpid(), number)

@@ -1,0 +1,221 @@
+"""What is wrong with one object costs its row; what is wrong with the machine stops the run and costs no row."""
+
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from folders import digests, write_box, write_objects
+from killed import Point
+from remains import committed, leftovers, manifests, new_run, orphans, settings_of, struck
+
+from pipelines.command import open_store
+
+LOAD = ("render.channel:Channel.send", "after", "'op': 'load'")
+
+
+def write_liar(path):
+    """A mesh that claims 4e9 vertices: the importer in Blender aborts the process."""
+    head = "ply\nformat binary_little_endian 1.0\nelement vertex 4000000000\n"
+    columns = "".join(f"property float {axis}\n" for axis in "xyz")
+    path.write_text(head + columns + "element face 4000000000\nproperty list uchar int vertex_indices\nend_header\n")
+
+
+def write_bomb(path):
+    """Ten to the eighth instances of a cube in 15 kB."""
+    place = "double3 xformOp:translate = ({}, 0, 0)\nuniform token[] xformOpOrder = [\"xformOp:translate\"]"
+    levels = []
+    for level in range(1, 9):
+        copies = (
+            f'def Xform "i{i}" (instanceable = true\nreferences = </L{level - 1}>)\n{{\n{place.format(i * 3**level)}\n}}\n' for i in range(10)
+        )
+        levels.append(f'def Xform "L{level}" {{\n{"".join(copies)}}}\n')
+    path.write_text('#usda 1.0\n(\ndefaultPrim = "L8"\n)\ndef Cube "L0" {}\n' + "".join(levels))
+
+
+def rows(run, stage):
+    """(status, reason) by file, of a stage."""
+    store = open_store(settings_of(run))
+    catalog = {key: row["identifier"] for shard in store.shards for key, row in store.read(store.manifest("catalog", shard)).items()}
+    found = [row for shard in store.shards for row in store.manifest(stage, shard).rows.values()]
+    return {catalog[row.key.partition("/")[0]]: (row.status.value, row.reason) for row in found}
+
+
+def finish(nursery, run):
+    """A run to its end."""
+    assert nursery.wait(nursery.start(run)) == 0, Path(run.log).read_text()
+    return rows(run, "views")
+
+
+def stopped(nursery, run, program="line"):
+    """What a run says that has to stop with exit code 1."""
+    preset = Path(f"{run.log}.json")
+    preset.write_text(settings_of(run).model_dump_json())
+    log = Path(f"{run.log}.stopped")
+    assert nursery.wait(nursery.start(replace(run, work=program, log=str(log), flags=["--preset", str(preset)]))) == 1, log.read_text()
+    said = log.read_text()
+    assert "Traceback" not in said, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("write", "values", "expected"),
+    [
+        pytest.param(write_liar, {}, ("crashed", "SIGABRT"), id="abort"),
+        pytest.param(write_bomb, {"limits": {"memory_bytes": 700 * 2**20}}, ("out_of_memory", "0.68 GiB are allowed"), id="memory"),
+        pytest.param(write_bomb, {"limits": {"timeout_s": 4.0}}, ("timeout", "not done after 4 s"), id="time"),
+    ],
+)
+def test_an_object_that_ends_its_blender_costs_its_own_row(nursery, tmp_path, write, values, expected):
+    source = tmp_path / "objects"
+    for name in ("a", "b", "c"):
+        write_box(source / f"{name}.obj")
+    name = "liar.ply" if write is write_liar else "bomb.usda"
+    write(source / name)
+    run = new_run(tmp_path, source, **values)
+    found = finish(nursery, run)
+    status, reason = found.pop(name)
+    assert status == expected[0]
+    assert expected[1] in reason
+    assert found == dict.fromkeys(("a.obj", "b.obj", "c.obj"), ("ok", ""))
+    assert leftovers(run) == []
+    assert not orphans(run)
+
+
+def test_a_blender_that_hangs_costs_one_row_and_the_next_object_a_fresh_one(nursery, tmp_path):
+    write_objects(tmp_path / "objects")
+    point = Point(*LOAD, 2, signal=19, whom="blender")
+    run = new_run(tmp_path, tmp_path / "objects", limits={"timeout_s": 5.0})
+    found = finish(nursery, replace(run, point=asdict(point)))
+    assert struck(point) in Path(run.log).read_text()
+    assert sorted(status for status, _ in found.values()) == ["import_error", "ok", "ok", "ok", "timeout"]
+    assert leftovers(run) == []
+    assert not orphans(run)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 2 MB; ``grow`` makes it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a small disk needs the right to mount one: {done.stderr.strip()}")
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=200m", str(folder)], check=True)
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize("stage", ["catalog", "downloads", "rendering", "targets", "dataset"])
+def test_a_full_disk_stops_the_run_without_a_row_and_with_room_it_goes_on(nursery, tmp_path, disk, stage):
+    folder, grow = disk
+    write_objects(tmp_path / "objects")
+    run = replace(new_run(tmp_path, tmp_path / "objects"), store=str(folder / "store"))
+    stages = ["catalog", "downloads", "rendering", "targets", "dataset"]
+    preset = Path(f"{run.log}.json")
+    preset.write_text(settings_of(run).model_dump_json())
+    for before in stages[: stages.index(stage)]:
+        assert nursery.wait(nursery.start(replace(run, work=before, flags=["--preset", str(preset)]))) == 0, Path(run.log).read_text()
+    rows_before = committed(run)
+    fill(folder)
+    assert FULL in stopped(nursery, run, stage)
+    after = committed(run)
+    assert rows_before <= after
+    statuses = {row.status.value for held in manifests(open_store(settings_of(run))) for row in held.rows.values()}
+    assert statuses <= {"ok", "import_error"}
+    grow()
+    (folder / "ballast").unlink()
+    finish(nursery, run)
+    assert leftovers(run) == []
+    other = new_run(tmp_path / "other", tmp_path / "objects")
+    Path(other.store).parent.mkdir()
+    finish(nursery, other)
+    assert digests(settings_of(run)) == digests(settings_of(other))
+
+
+def fill(folder):
+    """Leave 8 kB."""
+    with (folder / "ballast").open("wb") as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+                file.flush()
+        except OSError:
+            pass
+    with (folder / "ballast").open("r+b") as file:
+        file.truncate((folder / "ballast").stat().st_size - 8192)
+
+
+def test_a_full_place_for_temporary_files_stops_the_run_without_a_row(nursery, tmp_path, disk):
+    folder, grow = disk
+    write_objects(tmp_path / "objects")
+    run = replace(new_run(tmp_path, tmp_path / "objects"), scratch=str(folder / "scratch"))
+    Path(run.scratch).mkdir()
+    fill(folder)
+    said = stopped(nursery, run)
+    assert "no space" in said.lower()
+    assert not [row for row in committed(run) if row[0] in ("views", "renders")]
+    grow()
+    (folder / "ballast").unlink()
+    assert sorted(status for status, _ in finish(nursery, run).values()) == ["import_error", "ok", "ok", "ok", "ok"]
+    assert leftovers(run) == []
+
+
+WITHOUT_BPY = [sys.executable, "-c", "import sys; sys.modules['bpy'] = None; import runpy; runpy.run_module('render.child', run_name='__main__')"]
+ALWAYS_CRASHES = [
+    sys.executable,
+    "-c",
+    "import os; from render import child; child.Session.load = lambda *_: os.abort(); child.main()",
+]
+
+
+def use_program(program):
+    """Called in the run's process: another program stands where Blender does."""
+    from render.worker import Blender
+
+    scratch_root, _ = Blender.__init__.__defaults__
+    Blender.__init__.__defaults__ = (scratch_root, tuple(program))
+
+
+def test_a_missing_blender_stops_the_run_without_a_row(nursery, tmp_path):
+    write_objects(tmp_path / "objects")
+    run = new_run(tmp_path, tmp_path / "objects")
+    said = stopped(nursery, replace(run, setup="test_faults:use_program", argument=WITHOUT_BPY))
+    assert "Blender does not start" in said
+    assert "pip install" in said
+    assert {stage for stage, *_ in committed(run)} == {"catalog", "downloads"}
+    finish(nursery, run)
+    assert leftovers(run) == []
+
+
+def write_many(folder, good):
+    """Two dozen files, boxes or broken ones, and a last box."""
+    for index in range(24):
+        if good:
+            write_box(folder / f"{index:02d}.obj", 1.0 + index)
+        else:
+            folder.mkdir(exist_ok=True)
+            (folder / f"{index:02d}.glb").write_bytes(b"not a model %d" % index)
+
+
+def test_an_engine_that_always_fails_stops_the_run_without_a_row(nursery, tmp_path):
+    write_many(tmp_path / "objects", good=True)
+    run = new_run(tmp_path, tmp_path / "objects", limits={"attempts": 1})
+    said = stopped(nursery, replace(run, setup="test_faults:use_program", argument=ALWAYS_CRASHES))
+    assert "Blender fails on a cube" in said
+    assert {stage for stage, *_ in committed(run)} == {"catalog", "downloads"}
+    assert not orphans(run)
+
+
+def test_two_dozen_bad_files_in_a_row_are_rows_and_the_run_goes_on(nursery, tmp_path):
+    write_many(tmp_path / "objects", good=False)
+    write_box(tmp_path / "objects" / "good.obj")
+    run = new_run(tmp_path, tmp_path / "objects")
+    found = finish(nursery, run)
+    assert found.pop("good.obj") == ("ok", "")
+    assert [status for status, _ in found.values()] == ["import_error"] * 24
+    assert "proving that the engine works" in Path(run.log).read_text()
+    assert leftovers(run) == []

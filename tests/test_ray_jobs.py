@@ -1,0 +1,275 @@
+"""The same stages as Ray jobs, the end of a run that is cancelled, and who may hear any of it."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from code_location import digests, environment, program, write_toys
+from dagster_site import ROOT, Site, executable
+from processes import alive, beyond_loopback, blenders, end, free_ports, listening, named, tree, wait_for
+
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+SLOW = {
+    "RENDERS__RESOLUTION": "1024",
+    "RENDERS__SAMPLES": "60000",
+    "RENDERS__DENOISE": "false",
+    "COMPUTE__WORKERS": "1",
+}
+"""Minutes of Cycles for one object."""
+
+
+@pytest.fixture(scope="module")
+def place():
+    """A short path: Ray keeps unix sockets there, whose names have at most 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="gap3d-ray-", ignore_cleanup_errors=True) as folder:
+        write_toys(Path(folder) / "objects")
+        (Path(folder) / "tmp").mkdir()
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def surroundings(place):
+    """What a user's shell has for Ray; settings of other tests are not in it."""
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("GAP3D_", "RAY_"))}
+    path = f"{Path(sys.executable).parent}:{bare['PATH']}"
+    return {**bare, **LOOPBACK, "PATH": path, "RAY_AUTH_TOKEN": secrets.token_hex(32), "TMPDIR": str(place / "tmp")}
+
+
+@pytest.fixture(scope="module")
+def head(place, surroundings):
+    """``ray start --head`` on this machine, ended by its process id."""
+    gcs, dashboard, agent, client = free_ports(4)
+    log = (place / "head.log").open("w")
+    process = subprocess.Popen(
+        [
+            *(executable("ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}"),
+            *(
+                f"--dashboard-port={dashboard}",
+                f"--dashboard-agent-listen-port={agent}",
+                f"--ray-client-server-port={client}",
+            ),
+        ],
+        # The environment of the node has other settings: a job is not to listen to them.
+        env={
+            **surroundings,
+            "RAY_TMPDIR": str(place / "ray"),
+            "GAP3D_RENDERS__RESOLUTION": "32",
+            "GAP3D_CATALOG__SHARDS": "8",
+        },
+        cwd=place,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    made = SimpleNamespace(process=process, address=f"http://127.0.0.1:{dashboard}", log=place / "head.log")
+    try:
+        wait_for(lambda: process.poll() is not None or "block forever" in made.log.read_text(), 90, "ray start --head")
+        wait_for(lambda: ray(surroundings, made, "job", "list").returncode == 0, 60, "its dashboard")
+        yield made
+    finally:
+        family = tree(process.pid)
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        end(alive(family))
+        log.close()
+
+
+def ray(surroundings, head, *words, **options):
+    """The ``ray`` command."""
+    return subprocess.run(
+        [executable("ray"), *words],
+        env={**surroundings, "RAY_API_SERVER_ADDRESS": head.address},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def inline(place):
+    """The digests that the programs write without Ray."""
+    settings = environment(place / "inline", place / "objects")
+    program(settings, "line")
+    return digests(settings)
+
+
+@pytest.fixture(scope="module")
+def slow_site(place, surroundings, head):
+    """``dagster dev`` over objects that keep Blender busy for minutes; views are made already."""
+    settings = environment(
+        place / "slow", place / "objects", COMPUTE__MODE="job", COMPUTE__ADDRESS=head.address, **SLOW
+    )
+    for stage in ("catalog", "downloads", "views"):
+        program({**settings, "GAP3D_COMPUTE__WORKERS": "0"}, stage)
+    with Site(place / "site", {**surroundings, **settings}) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def inline_run(place, slow_site):
+    """A run in the Dagster step's own process, with its own Ray, in the middle of a render."""
+    run = slow_site.launch("renders", shard="0", mode="inline")
+    return busy(slow_site, place, run)
+
+
+def busy(site, place, run):
+    """A run that has a Blender at work."""
+    found = wait_for(lambda: blenders(str(place / "tmp")), 90, f"a Blender of run {run}: {site.events(run)[-2000:]}")
+    time.sleep(2.0)  # past the import, into Cycles
+    assert alive(found), site.events(run)[-2000:]
+    return SimpleNamespace(run=run, blenders=found)
+
+
+def seconds_to_end(busy_run, site):
+    """Terminate as the button does; how long its Blenders lived on."""
+    started = time.monotonic()
+    site.terminate(busy_run.run)
+    wait_for(lambda: not alive(busy_run.blenders), 30, "the Blenders end")
+    took = time.monotonic() - started
+    assert site.wait(busy_run.run, 30) == "CANCELED"
+    return took
+
+
+def dagster(surroundings, settings, folder, *assets, shard=None):
+    """``dagster asset materialize``: what the button does, in one process."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(ROOT / "dagster.yaml", folder / "dagster.yaml")
+    words = [
+        executable("dagster"),
+        "asset",
+        "materialize",
+        "-m",
+        "assets_defs.definitions",
+        "--select",
+        ",".join(assets),
+    ]
+    return subprocess.run(
+        [*words, *(["--partition", shard] if shard else [])],
+        env={**surroundings, **settings, "DAGSTER_HOME": str(folder)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+def test_every_stage_by_ray_job_submit_writes_what_it_writes_inline(place, surroundings, head, inline):
+    settings = environment(place / "submitted", place / "objects", COMPUTE__WORKERS="2")
+    stages = ("catalog", "downloads", "views", "renders", "targets", "dataset")
+    line = " && ".join(f"{sys.executable} -m pipelines.{stage}" for stage in stages)
+    made = ray(
+        surroundings,
+        head,
+        "job",
+        "submit",
+        "--runtime-env-json",
+        json.dumps({"env_vars": settings}),
+        "--",
+        "sh",
+        "-c",
+        line,
+    )
+    assert made.returncode == 0, made.stdout[-3000:]
+    assert "5 rows: 5 ok; computed 5" in made.stdout
+    assert digests(settings) == inline
+
+
+def test_with_one_setting_the_same_materialisation_is_a_ray_job_with_equal_digests(place, surroundings, head, inline):
+    settings = environment(place / "dagster", place / "objects", COMPUTE__MODE="job", COMPUTE__ADDRESS=head.address)
+    first = dagster(surroundings, settings, place / "home", "catalog")
+    assert first.returncode == 0, first.stderr[-3000:]
+    second = dagster(surroundings, settings, place / "home", "downloads", "views", "renders", "targets", shard="1")
+    assert second.returncode == 0, second.stderr[-3000:]
+    listed = ray(surroundings, head, "job", "list").stdout
+    for stage in ("catalog-all", "downloads-1", "rendering-1", "targets-1"):
+        assert f"-{stage}-0" in listed
+    made = digests(settings)
+    for stage in ("downloads", "views", "renders", "targets"):
+        assert made[f"{stage}/1"] == inline[f"{stage}/1"]
+    assert {shard: made[f"catalog/{shard}"] for shard in "0123"} == {
+        shard: inline[f"catalog/{shard}"] for shard in "0123"
+    }
+
+
+def test_a_job_that_fails_is_a_clear_failure_with_its_last_words(place, surroundings, head):
+    settings = environment(place / "dagster", place / "objects", COMPUTE__MODE="job", COMPUTE__ADDRESS=head.address)
+    made = dagster(surroundings, settings, place / "home", "targets", shard="3")
+    assert made.returncode != 0
+    assert "its last lines" in made.stderr
+    assert "run `python -m pipelines.rendering` first" in made.stderr
+    assert "ray job logs gap3d-" in made.stderr
+
+
+def test_an_address_where_no_ray_is_fails_with_the_address(place, surroundings):
+    (port,) = free_ports(1)
+    nowhere = f"http://127.0.0.1:{port}"
+    settings = environment(place / "dagster", place / "objects", COMPUTE__MODE="job", COMPUTE__ADDRESS=nowhere)
+    made = dagster(surroundings, settings, place / "home", "catalog")
+    assert made.returncode != 0
+    assert f"no Ray at {nowhere}" in made.stderr
+
+
+def test_nothing_listens_beyond_loopback(head, slow_site, inline_run):
+    ray_head = listening(tree(head.process.pid))
+    dagster_and_its_ray = listening(tree(slow_site.process.pid))
+    assert f"127.0.0.1:{slow_site.port}" in dagster_and_its_ray
+    assert head.address.removeprefix("http://") in ray_head
+    assert any("raylet" in who for who in ray_head.values())
+    assert any("raylet" in who for who in dagster_and_its_ray.values()), "the inline run has a Ray of its own"
+    assert beyond_loopback(ray_head) == {}
+    assert beyond_loopback(dagster_and_its_ray) == {}
+
+
+def test_cancelling_an_inline_run_ends_its_blenders_and_its_ray(slow_site, inline_run):
+    before = tree(slow_site.process.pid)
+    assert seconds_to_end(inline_run, slow_site) < 10
+    wait_for(lambda: not [p for p in alive(before) if "raylet" in named(p)], 15, "the run's own Ray ends")
+
+
+def test_cancelling_a_job_run_ends_the_job_and_its_blenders(place, surroundings, head, slow_site, inline_run):
+    assert slow_site.wait(inline_run.run) == "CANCELED"
+    running = busy(slow_site, place, slow_site.launch("renders", shard="2"))
+    started = time.monotonic()
+    assert seconds_to_end(running, slow_site) < 10
+    listed = ray(surroundings, head, "job", "list").stdout
+    assert time.monotonic() - started < 30
+    name = f"gap3d-{running.run[:8]}-renders-2-0"
+    (line,) = [part for part in listed.split("JobDetails(") if name in part]
+    assert "STOPPED" in line
+
+
+def test_telemetry_of_both_is_off(place, surroundings, head, slow_site):
+    words = "from ray._private.usage.usage_lib import usage_stats_enabled as on; import pipelines.cluster; print(on())"
+    bare = {name: value for name, value in surroundings.items() if not name.startswith("RAY_")}
+    ray_says = subprocess.run([sys.executable, "-c", words], env=bare, capture_output=True, text=True, timeout=60)
+    assert ray_says.stdout.strip() == "False", ray_says.stderr
+    words = "import dagster as dg; "
+    words += "print(dg.DagsterInstance.from_config('.').telemetry_enabled)"
+    dagster_says = subprocess.run(
+        [sys.executable, "-c", words], cwd=slow_site.folder, capture_output=True, text=True, timeout=60
+    )
+    assert dagster_says.stdout.strip() == "False", dagster_says.stderr
+
+
+def test_stopping_dagster_dev_in_the_middle_of_a_run_leaves_no_process(place, slow_site):
+    running = busy(slow_site, place, slow_site.launch("renders", shard="3", mode="inline"))
+    left = slow_site.stop(signal.SIGINT)
+    assert [named(process) for process in left] == []
+    assert alive(running.blenders) == []
