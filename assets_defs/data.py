@@ -31,7 +31,11 @@ def version(stage: str, *parts: str) -> str:
     pool="catalog",
 )
 def catalog(context: dg.AssetExecutionContext, compute: Compute) -> dg.MaterializeResult:
-    """Which objects take part: captions, licence, split, rank and shard. Reads the source folder; unchanged files are not read again."""
+    """Which objects take part: captions, licence, split, rank and shard.
+
+    Reads the source folder; unchanged files are not read again. Start here: materialise the catalog, then downloads,
+    views, renders and targets of the shards you want, then the dataset. What is up to date is never computed twice.
+    """
     report = compute.run(context, "catalog")
     for shard in report.shards:
         record = context.instance.get_latest_data_version_record(
@@ -78,7 +82,8 @@ shard_manifest = dg.AssetSpec(
     group_name="objects",
     kinds={"parquet"},
     owners=OWNERS,
-    description="The catalog's shards. The catalog reports an event for each shard that changed; downloads follow those.",
+    description="The catalog's shards: nothing to materialise here. "
+    "The catalog reports an event for each shard that changed; downloads follow those.",
 )
 
 
@@ -110,7 +115,9 @@ def downloads(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materia
             skippable=True,
             code_version=version("views", fingerprints.settings_digest(SETTINGS.views), ENGINES["views"]),
             automation_condition=ON_CHANGE,
-            description="The least-occluded of the candidate views of every object, with all scores (paper A.1.2).",
+            description="The least-occluded of the candidate views of every object, with all scores (paper A.1.2). "
+            "`contact_sheet` of a materialisation opens a picture: each object in its chosen view, and below it the share "
+            "of its surface that each candidate view sees; the chosen one is lit.",
         ),
         dg.AssetSpec(
             "renders",
@@ -121,7 +128,8 @@ def downloads(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materia
             skippable=True,
             code_version=version("renders", fingerprints.settings_digest(SETTINGS.renders), ENGINES["renders"]),
             automation_condition=ON_CHANGE,
-            description="An RGBA image of the chosen view, with its camera. Rendered in the same breath as the view is chosen.",
+            description="An RGBA image of the chosen view of every object, with its camera. Materialise it together with "
+            "views: each object is then imported once. `contact_sheet` of a materialisation opens a picture of the shard.",
         ),
     ],
     can_subset=True,

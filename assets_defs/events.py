@@ -16,7 +16,7 @@ def metadata(report: ShardReport, wall_s: float) -> dict[str, Any]:
     """Metadata of one materialisation."""
     rate = report.computed / wall_s if wall_s else 0.0
     statuses = "\n".join(f"| {status} | {count} |" for status, count in report.by_status.items())
-    return {
+    found: dict[str, Any] = {
         "dagster/row_count": report.found,
         "statuses": dg.MetadataValue.md(f"| status | rows |\n|---|---|\n{statuses}"),
         **{f"rows_{status}": count for status, count in report.by_status.items()},
@@ -27,8 +27,10 @@ def metadata(report: ShardReport, wall_s: float) -> dict[str, Any]:
         "worker_seconds": round(report.seconds, 3),
         "rows_per_second": round(rate, 3),
         "digest": report.digest,
-        "why": dg.MetadataValue.json(report.why),
     }
+    if report.why:
+        found["why_computed"] = dg.MetadataValue.json(report.why)
+    return found
 
 
 def picture(store: Store, shard: str) -> dg.MetadataValue:
@@ -82,6 +84,6 @@ def result(asset: str, report: Report, shard: str, extra: dict[str, Any] | None 
     return dg.MaterializeResult(
         asset_key=asset,
         data_version=dg.DataVersion(one.digest),
-        metadata={**metadata(one, report.wall_s), **(extra or {})},
+        metadata={**(extra or {}), **metadata(one, report.wall_s)},  # the picture first: the UI keeps this order
         check_results=check_results(asset, one),
     )

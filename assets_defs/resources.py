@@ -48,14 +48,15 @@ class Compute(dg.ConfigurableResource):
         settings = self.settings()
         try:
             if self.mode == "inline":
-                program = import_module(f"pipelines.{module}")
-                return program.run(settings, shards, stages) if stages else program.run(settings, shards)
+                run = import_module(f"pipelines.{module}").run
+                return run(settings, shards, stages) if stages else run(settings, shards)
             if self.mode != "job" or not self.address:
                 raise dg.Failure(
                     f"compute mode {self.mode!r}, address {self.address!r}: use inline, or job with an address"
                 )
-            name = f"gap3d-{context.run_id[:8]}-{module}-{'-'.join(shards) or 'all'}-{context.retry_number}"
+            program = stages[0] if len(stages) == 1 else module
+            name = f"gap3d-{context.run_id[:8]}-{program}-{'-'.join(shards) or 'all'}-{context.retry_number}"
             context.log.info(f"Ray job {name} on {self.address}")
-            return submit(stages[0] if len(stages) == 1 else module, settings, shards, name, context.log.info)
+            return submit(program, settings, shards, name, context.log.info)
         except FOR_A_PERSON as error:
             raise dg.Failure(str(error)) from error

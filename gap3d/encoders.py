@@ -5,26 +5,28 @@ A target is taken before the encoder's final norm; ``tokens.targets_from_prenorm
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from gap3d import images
 from gap3d.parts import write_atomically
 from gap3d.records import SystemicFault
 from gap3d.settings import TargetSettings
 from gap3d.tokens import TORCH_DTYPES, TokenLayout, targets_from_prenorm
+
+if TYPE_CHECKING:  # seconds to import, and a run with nothing to encode needs none of it
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Encoder:
 
     def __init__(
         self,
-        model: Dinov2WithRegistersModel,
+        model: "Dinov2WithRegistersModel",
         settings: TargetSettings,
         *,
         trained: bool = True,
@@ -64,7 +66,8 @@ class Encoder:
     ) -> None:
         self.settings = settings
         self.trained = trained
-        self.layout = _layout(model.config, settings.image_size)
+        config = model.config
+        self.layout = _layout(config.patch_size, settings.image_size, config.num_register_tokens, config.hidden_size)
         self.weights_hash = weights_hash(model.state_dict())
         self.revision = revision
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -188,10 +191,10 @@ def identity(settings: TargetSettings) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4)
 def _identity(settings: TargetSettings, stamps: str) -> dict[str, Any]:
-    if stamps == "[]":
+    if stamps == "[]" and settings.encoder != RANDOM_SMALL:
         return load_encoder(settings, device="cpu").description
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gap3d" / "encoders"
-    versions = [torch.__version__, transformers.__version__]
+    versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
     name = hashlib.sha256(json.dumps([settings.model_dump(), stamps, versions]).encode()).hexdigest()
     known = cache / f"{name}.json"
     if known.exists():
@@ -212,13 +215,14 @@ def _weights_folder(settings: TargetSettings) -> Path | None:
 
 
 def layout_of(settings: TargetSettings) -> TokenLayout:
-    """The token layout, from the configuration alone.
+    """The token layout, without keeping the encoder loaded.
 
     Raises:
         SystemicFault: see ``load_encoder``.
         ValueError: the image size is no multiple of the patch size.
     """
-    return _layout(_config(settings), settings.image_size)
+    found = identity(settings)
+    return _layout(found["patch_size"], settings.image_size, found["registers"], found["width"])
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
@@ -284,18 +288,18 @@ HUB_BLOCK_NAMES = {
 }
 
 
-def _layout(config: Dinov2WithRegistersConfig, image_size: int) -> TokenLayout:
-    if not isinstance(config.patch_size, int):
-        raise ValueError(f"patches of {config.patch_size} are not square")
-    side, rest = divmod(image_size, config.patch_size)
+def _layout(patch: Any, image_size: int, registers: int, width: int) -> TokenLayout:
+    if not isinstance(patch, int):
+        raise ValueError(f"patches of {patch} are not square")
+    side, rest = divmod(image_size, patch)
     if rest:
-        raise ValueError(
-            f"targets.image_size = {image_size} is no multiple of the encoder's patch of {config.patch_size}"
-        )
-    return TokenLayout(config.num_register_tokens, (side, side), config.hidden_size)
+        raise ValueError(f"targets.image_size = {image_size} is no multiple of the encoder's patch of {patch}")
+    return TokenLayout(registers, (side, side), width)
 
 
-def _config(settings: TargetSettings) -> Dinov2WithRegistersConfig:
+def _config(settings: TargetSettings) -> "Dinov2WithRegistersConfig":
+    from transformers import AutoConfig, Dinov2WithRegistersConfig
+
     if settings.encoder == RANDOM_SMALL:
         config = Dinov2WithRegistersConfig(
             hidden_size=64,
@@ -316,7 +320,9 @@ def _config(settings: TargetSettings) -> Dinov2WithRegistersConfig:
     return config
 
 
-def _pretrained_model(settings: TargetSettings) -> Dinov2WithRegistersModel:
+def _pretrained_model(settings: TargetSettings) -> "Dinov2WithRegistersModel":
+    from transformers import Dinov2WithRegistersModel
+
     try:
         loaded: Any = Dinov2WithRegistersModel.from_pretrained(
             settings.encoder,
@@ -346,7 +352,9 @@ def _unobtainable(settings: TargetSettings, error: Exception) -> SystemicFault:
     )
 
 
-def _random_model(config: Dinov2WithRegistersConfig, seed: int) -> Dinov2WithRegistersModel:
+def _random_model(config: "Dinov2WithRegistersConfig", seed: int) -> "Dinov2WithRegistersModel":
+    from transformers import Dinov2WithRegistersModel
+
     with torch.random.fork_rng(devices=[]):
         model = Dinov2WithRegistersModel._from_config(config, attn_implementation="sdpa")
     # numpy's normal numbers are the same on every processor; torch's depend on the vector unit. Scaled so

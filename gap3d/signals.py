@@ -26,9 +26,9 @@ def unbroken() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number, frame in came:
-            handler = handlers[signal.Signals(number)]
+        for came_number, frame in came:
+            handler = handlers[signal.Signals(came_number)]
             if callable(handler):
-                handler(number, frame)
+                handler(came_number, frame)
             elif handler is signal.SIG_DFL:
-                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), came_number)

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from gap3d import catalog, fingerprints
 from gap3d.records import Outcome
-from gap3d.samples import write_samples
 from gap3d.schemas import CATALOG
 from gap3d.settings import Settings
 from gap3d.store import Store
@@ -23,6 +22,8 @@ STAGE = "catalog"
 def source_folder(settings: Settings) -> Path:
     """The folder that objects are read from; the bundled ones are written into the store first."""
     if settings.source.kind == "samples":
+        from gap3d.samples import write_samples  # trimesh takes a while, and only the bundled objects need it
+
         folder = (settings.store / "samples").expanduser().absolute()
         write_samples(folder)
         return folder

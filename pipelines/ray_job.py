@@ -78,14 +78,14 @@ def submit(
         entrypoint=f"exec {shlex.join(words)}", submission_id=name, metadata={"collection": settings.collection}
     )
     log.info("Ray job %s submitted to %s", job, settings.compute.address)
-    seen = 0
+    seen, text = 0, ""
     try:
         while True:
             status = client.get_job_status(job)
-            text = client.get_job_logs(job)
+            text = str(client.get_job_logs(job))
             end = len(text) if status.is_terminal() else text.rfind("\n") + 1
-            if words := shown(text[seen:end]):
-                on_log(words)
+            if news := shown(text[seen:end]):
+                on_log(news)
             seen = max(seen, end)
             if status.is_terminal():
                 break

@@ -89,6 +89,8 @@ def make_job(settings: Settings) -> Job:
     store = open_store(settings)
     section = settings.targets
     who = identity(section)
+    if not who["trained"]:
+        log.warning("%s: the tokens of encoder %r mean nothing", who["label"], section.encoder)
     layout = layout_of(section)
     digest = fingerprints.settings_digest(section)
     store.save_settings(STAGE, digest, section.model_dump(mode="json"))

@@ -50,6 +50,7 @@ class Site:
         self.port = free_ports(1)[0]
         self.address = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen | None = None
+        self.family: list[psutil.Process] = []
 
     def __enter__(self) -> "Site":
         self.start()
@@ -57,9 +58,8 @@ class Site:
 
     def __exit__(self, *_) -> None:
         if self.process is not None:
-            family = tree(self.process.pid)
             self.stop()
-            end(alive(family))
+        end(alive(self.family))
 
     @property
     def log(self) -> str:
@@ -92,20 +92,20 @@ class Site:
             time.sleep(0.3)
         raise AssertionError(f"dagster dev is not ready after {wait_s:g} s:\n{self.log[-3000:]}")
 
-    def stop(self, number: int = signal.SIGINT, wait_s: float = 30.0) -> list[psutil.Process]:
-        """Ctrl-C; the processes that are left of it."""
-        family = tree(self.process.pid)
-        self.process.send_signal(number)
+    def stop(self, wait_s: float = 30.0) -> list[psutil.Process]:
+        """Ctrl-C, which a terminal sends to the whole process group; the processes that are left."""
+        self.family = tree(self.process.pid)
+        os.killpg(self.process.pid, signal.SIGINT)
         try:
             self.process.wait(wait_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        deadline = time.monotonic() + 5.0
-        while time.monotonic() < deadline and alive(family):
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline and alive(self.family):
             time.sleep(0.1)
         self.process = None
-        return alive(family)
+        return alive(self.family)
 
     def ask(self, query: str, **variables) -> dict:
         """GraphQL, as the UI speaks it."""

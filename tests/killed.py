@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -54,7 +55,7 @@ class Run:
     """One process.
 
     Attributes:
-        work: line, gc, or the name of a module of ``pipelines`` whose program is run with ``flags``.
+        work: line, gc, or the name of a module that is run as a program with ``flags``.
         store: root of the store.
         source: folder of the objects.
         scratch: TMPDIR.
@@ -162,14 +163,8 @@ def perform(run: Run) -> int:
     if run.point:
         install(Point(**run.point))
     if run.work not in ("line", "gc"):
-        program = importlib.import_module(f"pipelines.{run.work}")
         sys.argv = [run.work, *run.flags]
-        if hasattr(program, "main"):
-            program.main()
-        else:
-            from pipelines.command import stage_main
-
-            stage_main(run.work, program.__doc__, program.run)
+        runpy.run_module(run.work, run_name="__main__", alter_sys=True)
         return 0
     settings = small(Path(run.store), Path(run.source), **run.values)
     count_work(Path(f"{run.log}.started"))

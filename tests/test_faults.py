@@ -1,5 +1,7 @@
 """What is wrong with one object costs its row; what is wrong with the machine stops the run and costs no row."""
 
+import contextlib
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -48,7 +50,7 @@ def finish(nursery, run):
     return rows(run, "views")
 
 
-def stopped(nursery, run, program="line"):
+def stopped(nursery, run, program="pipelines.line"):
     """What a run says that has to stop with exit code 1."""
     preset = Path(f"{run.log}.json")
     preset.write_text(settings_of(run).model_dump_json())
@@ -118,10 +120,10 @@ def test_a_full_disk_stops_the_run_without_a_row_and_with_room_it_goes_on(nurser
     preset = Path(f"{run.log}.json")
     preset.write_text(settings_of(run).model_dump_json())
     for before in stages[: stages.index(stage)]:
-        assert nursery.wait(nursery.start(replace(run, work=before, flags=["--preset", str(preset)]))) == 0, Path(run.log).read_text()
+        assert nursery.wait(nursery.start(replace(run, work=f"pipelines.{before}", flags=["--preset", str(preset)]))) == 0, Path(run.log).read_text()
     rows_before = committed(run)
     fill(folder)
-    assert FULL in stopped(nursery, run, stage)
+    assert FULL in stopped(nursery, run, f"pipelines.{stage}")
     after = committed(run)
     assert rows_before <= after
     statuses = {row.status.value for held in manifests(open_store(settings_of(run))) for row in held.rows.values()}
@@ -138,15 +140,11 @@ def test_a_full_disk_stops_the_run_without_a_row_and_with_room_it_goes_on(nurser
 
 def fill(folder):
     """Leave 8 kB."""
-    with (folder / "ballast").open("wb") as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-                file.flush()
-        except OSError:
-            pass
-    with (folder / "ballast").open("r+b") as file:
-        file.truncate((folder / "ballast").stat().st_size - 8192)
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    os.truncate(ballast, ballast.stat().st_size - 8192)
 
 
 def test_a_full_place_for_temporary_files_stops_the_run_without_a_row(nursery, tmp_path, disk):

@@ -193,7 +193,7 @@ def holder(nursery, place):
     while not Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].startswith(" T"):
         assert time.monotonic() < deadline, Path(run.log).read_text()
         time.sleep(0.05)
-    second = replace(run, work="rendering", log=f"{run.log}.second")
+    second = replace(run, work="pipelines.rendering", log=f"{run.log}.second")
     yield SimpleNamespace(pid=pid, second=second)
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -251,12 +250,12 @@ def test_cancelling_a_job_run_ends_the_job_and_its_blenders(place, surroundings,
     listed = ray(surroundings, head, "job", "list").stdout
     assert time.monotonic() - started < 30
     name = f"gap3d-{running.run[:8]}-renders-2-0"
-    (line,) = [part for part in listed.split("JobDetails(") if name in part]
-    assert "STOPPED" in line
+    (told,) = [part for part in listed.split("JobDetails(") if name in part]
+    assert "STOPPED" in told
 
 
 def test_telemetry_of_both_is_off(place, surroundings, head, slow_site):
-    words = "from ray._private.usage.usage_lib import usage_stats_enabled as on; import pipelines.cluster; print(on())"
+    words = "from ray._common.usage.usage_lib import usage_stats_enabled as on; import pipelines.cluster; print(on())"
     bare = {name: value for name, value in surroundings.items() if not name.startswith("RAY_")}
     ray_says = subprocess.run([sys.executable, "-c", words], env=bare, capture_output=True, text=True, timeout=60)
     assert ray_says.stdout.strip() == "False", ray_says.stderr
@@ -270,6 +269,6 @@ def test_telemetry_of_both_is_off(place, surroundings, head, slow_site):
 
 def test_stopping_dagster_dev_in_the_middle_of_a_run_leaves_no_process(place, slow_site):
     running = busy(slow_site, place, slow_site.launch("renders", shard="3", mode="inline"))
-    left = slow_site.stop(signal.SIGINT)
+    left = slow_site.stop()
     assert [named(process) for process in left] == []
     assert alive(running.blenders) == []

@@ -1,0 +1,175 @@
+"""What a user types: settings, plan, why, previews, gc, help."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from folders import run_line, small, write_box, write_objects
+from PIL import Image
+from pydantic import ValidationError
+from pydantic_settings.exceptions import SettingsError
+
+from gap3d.catalog import object_id_of
+from gap3d.store import free_bytes
+from pipelines import catalog
+from pipelines.command import load_settings, open_store, presets
+from pipelines.plan import lines, make_plan, refusal
+from pipelines.previews import collection_sheet
+from pipelines.why import changed_settings, rows_of
+
+STAGES = ["catalog", "downloads", "views", "renders", "rendering", "targets", "dataset", "line", "plan", "why", "gc", "previews"]
+
+
+def program(module, *arguments, **environment):
+    """Run a program of the project as a user does."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GAP3D_")}
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, env={**clean, **environment}, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("commands")
+    write_objects(root / "objects")
+    settings = small(root / "store", root / "objects")
+    run_line(settings)
+    path = root / "settings.json"
+    path.write_text(settings.model_dump_json())
+    return root, settings, path
+
+
+def test_flags_win_over_the_environment_and_it_over_the_preset(tmp_path, monkeypatch):
+    preset = tmp_path / "mine.toml"
+    preset.write_text('collection = "preset"\n[renders]\nsamples = 3\nresolution = 99\n[catalog]\nshards = 8\n')
+    monkeypatch.setenv("GAP3D_RENDERS__SAMPLES", "5")
+    monkeypatch.setenv("GAP3D_RENDERS__RESOLUTION", "77")
+    settings = load_settings(str(preset), renders={"resolution": 55})
+    assert (settings.catalog.shards, settings.renders.samples, settings.renders.resolution) == (8, 5, 55)
+    assert settings.views.points == 5000
+
+
+def test_unknown_keys_are_refused_everywhere(tmp_path, monkeypatch):
+    preset = tmp_path / "mine.toml"
+    preset.write_text("[renders]\nsample = 3\n")
+    with pytest.raises(ValidationError, match="sample"):
+        load_settings(str(preset))
+    with pytest.raises(SettingsError, match="no preset"):
+        load_settings("papre")
+    assert program("pipelines.views", "--renders.sampels", "3").returncode == 2
+    assert {"demo", "paper"} <= set(presets())
+
+
+def test_the_paper_preset_is_the_papers():
+    paper = load_settings("paper")
+    assert (paper.views.points, paper.views.yaws) == (5000, (0.0, 90.0, 180.0, 270.0))
+    assert (paper.views.pitch, paper.views.radius, paper.views.fov) == (30.0, 2.0, 40.0)
+    assert (paper.renders.resolution, paper.renders.samples) == (512, 128)
+    assert (paper.targets.image_size, paper.targets.encoder) == (518, "facebook/dinov2-with-registers-large")
+    assert paper.dataset.count == 60_000
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_program_explains_itself(stage):
+    told = program(f"pipelines.{stage}", "--help")
+    assert told.returncode == 0
+    assert "--preset" in told.stdout
+    assert "--renders.resolution" in told.stdout
+
+
+def test_an_unknown_shard_is_refused_with_the_ones_there_are(finished):
+    told = program("pipelines.views", "--preset", finished[2], "--shards", "7")
+    assert told.returncode == 2
+    assert "0 to 1" in told.stderr
+
+
+def test_a_stage_by_its_program_finds_nothing_left_to_compute(finished, tmp_path):
+    report = tmp_path / "report.json"
+    told = program("pipelines.rendering", "--preset", finished[2], "--report", report)
+    assert told.returncode == 0, told.stderr
+    content = json.loads(report.read_text())
+    assert sum(shard["computed"] for shard in content["shards"]) == 0
+    assert "computed 0" in told.stdout
+
+
+def test_a_plan_counts_what_a_run_then_computes(tmp_path):
+    write_objects(tmp_path / "objects")
+    settings = small(tmp_path / "store", tmp_path / "objects")
+    catalog.run(settings)
+    fresh = {plan.stage: plan for plan in make_plan(settings)}
+    assert {stage: plan.compute for stage, plan in fresh.items()} == {"downloads": 5, "views": 5, "renders": 5, "targets": 5}
+    assert fresh["downloads"].at_most is False
+    assert fresh["renders"].at_most is True
+    run_line(settings)
+    assert all(plan.compute == 0 for plan in make_plan(settings))
+    write_box(tmp_path / "objects" / "new.obj", 4.0)
+    catalog.run(settings)
+    assert all(plan.compute == 1 for plan in make_plan(settings))
+    # Changed settings of a late stage leave the early ones alone.
+    changed = small(tmp_path / "store", tmp_path / "objects", targets={"seed": 5})
+    assert {plan.stage: plan.compute for plan in make_plan(changed)}["targets"] == 5
+
+
+def test_a_plan_refuses_what_the_disk_cannot_hold(finished):
+    root = finished[0]
+    plans = make_plan(small(root / "store2", root / "objects"))
+    catalog.run(small(root / "store2", root / "objects"))
+    plans = make_plan(small(root / "store2", root / "objects"))
+    needed = sum(plan.bytes for plan in plans)
+    assert needed > 0
+    assert refusal(plans, needed * 2) == ""
+    assert "free some" in refusal(plans, needed // 2)
+    assert free_bytes(root / "not" / "there") > 0
+    assert any("GB" in line for line in lines(plans, finished[1], needed))
+
+
+def test_why_shows_every_stage_and_which_part_of_the_fingerprint_changed(finished):
+    root, settings, path = finished
+    told = program("pipelines.why", "a.obj", "--preset", path, "--renders.samples", "2")
+    assert told.returncode == 0, told.stderr
+    for stage in ("catalog", "downloads", "views", "renders", "targets", "dataset"):
+        assert f"{stage:>9}  ok" in told.stdout
+    assert "changed: settings" in told.stdout
+    assert "samples: 1 -> 2" in told.stdout
+    broken = program("pipelines.why", object_id_of("folder", "broken.glb")[:8], "--preset", path)
+    assert "import_error" in broken.stdout
+    assert "passed on from views" in broken.stdout
+    assert f"python -m render {root / 'objects' / 'broken.glb'}" in broken.stdout
+    missing = program("pipelines.why", "nothing.obj", "--preset", path)
+    assert missing.returncode == 1
+    assert "no object" in missing.stderr
+
+
+def test_the_command_that_why_names_repeats_the_failure(finished):
+    told = program("render", finished[0] / "objects" / "broken.glb")
+    assert told.returncode == 1
+    assert told.stdout.startswith("import_error: ")
+
+
+def test_settings_are_saved_beside_the_outputs_they_shaped(finished):
+    store = open_store(finished[1])
+    row = next(row for stage, _, row in rows_of(store, object_id_of("folder", "a.obj"), find_shard(store)) if stage == "renders")
+    saved = store.settings("renders", row.inputs["settings"])
+    assert saved == finished[1].renders.model_dump(mode="json")
+    assert changed_settings(store, "renders", row.inputs["settings"], row.inputs["settings"]) == []
+
+
+def find_shard(store):
+    return next(shard for shard in store.shards if object_id_of("folder", "a.obj") in store.manifest("catalog", shard).rows)
+
+
+def test_a_contact_sheet_shows_pictures_and_marks_the_chosen_view(finished):
+    store = open_store(finished[1])
+    with Image.open(io.BytesIO(collection_sheet(store, store.shards))) as sheet:
+        pixels = sheet.convert("RGB")
+        colours = {pixels.getpixel((x, y)) for x in range(0, pixels.width, 2) for y in range(0, pixels.height, 2)}
+    assert any(red > 200 and 120 < green < 210 and blue < 110 for red, green, blue in colours)  # the lit bar
+
+
+def test_gc_frees_nothing_of_a_finished_collection(finished):
+    told = program("pipelines.gc", "--preset", finished[2], "--grace-hours", "0")
+    assert told.returncode == 0, told.stderr
+    assert "freed 0.0 MB in 0 files" in told.stdout
