@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-AC = dg.AutomationCondition
+AC = dg.AutomationCondition[dg.AssetKey]
 
 GUARDS = ~AC.any_deps_missing() & ~AC.any_deps_in_progress() & ~AC.in_progress()
 

@@ -1,6 +1,7 @@
 """The data assets: catalog, downloads, views, renders, targets, dataset."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -51,7 +52,7 @@ def catalog(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
                     tags={"dagster/data_version": shard.digest},
                 )
             )
-    whole = {
+    whole: dict[str, Any] = {
         "objects": report.count("found"),
         "shards": len(report.shards),
         "changed": report.count("computed"),
@@ -116,8 +117,8 @@ def downloads(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materia
             code_version=version("views", fingerprints.settings_digest(SETTINGS.views), ENGINES["views"]),
             automation_condition=ON_CHANGE,
             description="The least-occluded of the candidate views of every object, with all scores (paper A.1.2). "
-            "`contact_sheet` of a materialisation opens a picture: each object in its chosen view, and below it the share "
-            "of its surface that each candidate view sees; the chosen one is lit.",
+            "`contact_sheet` of a materialisation opens a picture: each object in its chosen view, and below it the "
+            "share of its surface that each candidate view sees; the chosen one is lit.",
         ),
         dg.AssetSpec(
             "renders",
@@ -128,8 +129,8 @@ def downloads(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materia
             skippable=True,
             code_version=version("renders", fingerprints.settings_digest(SETTINGS.renders), ENGINES["renders"]),
             automation_condition=ON_CHANGE,
-            description="An RGBA image of the chosen view of every object, with its camera. Materialise it together with "
-            "views: each object is then imported once. `contact_sheet` of a materialisation opens a picture of the shard.",
+            description="An RGBA image of the chosen view of every object, with its camera. Materialise it together "
+            "with views: each object is then imported once. `contact_sheet` of a materialisation opens a picture.",
         ),
     ],
     can_subset=True,
@@ -186,4 +187,4 @@ def dataset(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
     return events.result("dataset", compute.run(context, "dataset"), ALL)
 
 
-ASSETS = [catalog, shard_manifest, downloads, views_and_renders, targets, dataset]
+ASSETS: Sequence[dg.AssetsDefinition | dg.AssetSpec] = [catalog, shard_manifest, downloads, views_and_renders, targets, dataset]

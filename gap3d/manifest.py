@@ -116,7 +116,7 @@ def write(folder: Path, manifest: Manifest) -> None:
             row[name] = json.dumps(row[name], sort_keys=True) if row[name] else ""
         for name in LEDGER.names:
             columns[name].append(str(row[name]) if name == "status" else row[name])
-    head = {
+    head: dict[str, object] = {
         "stage": manifest.stage,
         "shard": manifest.shard,
         "schema_version": SCHEMA_VERSION,
@@ -125,6 +125,7 @@ def write(folder: Path, manifest: Manifest) -> None:
         "retired": dict(manifest.retired),
         "digest": manifest.digest,
     }
+    head["checksum"] = fingerprints.digest_of([head, columns])  # pages have checksums, their headers have none
     table = pa.table(columns, schema=LEDGER.with_metadata({"gap3d": json.dumps(head)}))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -143,7 +144,10 @@ def read(folder: Path, stage: str, shard: str) -> Manifest:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         head = json.loads(table.schema.metadata[b"gap3d"])
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        checksum = head.pop("checksum")
+        if checksum != fingerprints.digest_of([head, table.to_pydict()]):
+            raise ValueError("it is not what was written")
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove its folder and run the stage again") from error
     if head["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"{path} has schema version {head['schema_version']}, this program reads {SCHEMA_VERSION}")

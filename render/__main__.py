@@ -17,7 +17,8 @@ from render.worker import Blender
 def main() -> int:
     """Exit code 0 for status ok, 1 for any other, 2 when Blender cannot run."""
     parser = argparse.ArgumentParser(prog="python -m render", description="Load and render one 3D file.")
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("--version", action="store_true", help="start Blender, say its version, and end")
     parser.add_argument("--tree", type=Path, help="folder with the companions (default: the file's)")
     parser.add_argument("--type", help="file type (default: the file name's ending)")
     parser.add_argument("--up-axis", choices=UP_AXES)
@@ -34,6 +35,10 @@ def main() -> int:
     parser.add_argument("--triangles", type=int, default=Limits().triangles)
     parser.add_argument("--out", type=Path, help="where to write the PNG")
     arguments = parser.parse_args()
+    if arguments.version:
+        return say_version()
+    if arguments.file is None:
+        parser.error("name a file")
 
     tree = (arguments.tree or arguments.file.parent).resolve()
     main_file = str(arguments.file.resolve().relative_to(tree))
@@ -60,6 +65,17 @@ def main() -> int:
     sys.stdout.write(f"{Status.OK}: {mesh.objects} objects, {mesh.triangles} triangles; {costs}\n")
     for name in mesh.missing_textures:
         sys.stdout.write(f"missing texture: {name}\n")
+    return 0
+
+
+def say_version() -> int:
+    """Exit code 0 if Blender starts, else 2."""
+    with Blender(Limits(), 1) as blender:
+        try:
+            sys.stdout.write(f"Blender {blender.version}\n")
+        except SystemicFault as fault:
+            sys.stderr.write(f"{fault}\n{blender.last_log}\n")
+            return 2
     return 0
 
 

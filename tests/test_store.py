@@ -21,8 +21,8 @@ from gap3d.store import Store
 from gap3d.temporary import TemporaryFolder, hold, sweep, temporary_file
 
 PLAIN = StageSchema(pa.schema([pa.field("key", pa.string(), nullable=False), ("value", pa.string()), ("place", pa.string())]), exempt=("place",))
-ONE_BY_ONE = ComputeSettings(flush_rows=1)
-TOGETHER = ComputeSettings(flush_rows=1000)
+ONE_BY_ONE = ComputeSettings(flush_rows=1, lease_wait_s=0)
+TOGETHER = ComputeSettings(flush_rows=1000, lease_wait_s=0)
 
 
 @pytest.fixture
@@ -95,10 +95,24 @@ def test_a_damaged_manifest_is_named_and_says_what_to_do(store):
     write(store, {"a": "1"})
     path = store.shard("plain", "0") / manifest.NAME
     content = path.read_bytes()
-    for damaged in (content[: len(content) // 2], b"", flipped(content, len(content) // 4)):
+    for damaged in (content[: len(content) // 2], b"", flipped(content, len(content) // 8)):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"manifest\.parquet is damaged .*: remove its folder and run the stage again"):
             store.manifest("plain", "0")
+
+
+def test_no_flipped_byte_of_a_manifest_changes_what_is_read(store):
+    held = write(store, {"a": "1", "b": None})
+    path = store.shard("plain", "0") / manifest.NAME
+    content = path.read_bytes()
+    found = 0
+    for position in range(0, len(content), 7):
+        path.write_bytes(flipped(content, position))
+        try:
+            assert store.manifest("plain", "0") == held
+        except ValueError:
+            found += 1
+    assert found > len(content) // 7 // 4
 
 
 def test_a_manifest_of_another_schema_version_is_refused(store, monkeypatch):
