@@ -187,4 +187,11 @@ def dataset(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
     return events.result("dataset", compute.run(context, "dataset"), ALL)
 
 
-ASSETS: Sequence[dg.AssetsDefinition | dg.AssetSpec] = [catalog, shard_manifest, downloads, views_and_renders, targets, dataset]
+ASSETS: Sequence[dg.AssetsDefinition | dg.AssetSpec] = [
+    catalog,
+    shard_manifest,
+    downloads,
+    views_and_renders,
+    targets,
+    dataset,
+]

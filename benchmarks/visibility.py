@@ -22,8 +22,9 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
 from gap3d.cameras import Camera
+from gap3d.embree import PACKET_BYTES, Scene, packets
 from gap3d.settings import ViewSettings
-from gap3d.visibility import PACKET_BYTES, Scene, packets, sample_generator, sample_surface, select_view
+from gap3d.visibility import sample_generator, sample_surface, select_view
 
 SETTINGS = ViewSettings()
 

@@ -116,7 +116,9 @@ class RayPool:
         self.factory = factory
         self.deadline_s = deadline_s
         host = ray.remote(Host)
-        self.make: Any = host.options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0, max_task_retries=0)
+        self.make: Any = host.options(
+            num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0, max_task_retries=0
+        )
         cpus = ray.cluster_resources().get("CPU", 1.0)
         fitting = max(1, min(resources.workers, int(cpus / (resources.cpus or 1))))
         self.queues: dict[int, deque[tuple[Any, Any]]] = {}

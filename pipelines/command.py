@@ -26,6 +26,8 @@ from pipelines.report import Report
 
 log = logging.getLogger(__name__)
 
+RESOLVED = "resolved.json"  # settings as a run resolved them: the environment where they are read has no say
+
 
 def presets() -> list[str]:
     """Names of the presets that come with the package."""
@@ -64,7 +66,7 @@ def load_settings(
     """
     name = preset or os.environ.get("GAP3D_PRESET") or "demo"
     content = read_preset(name)
-    resolved = name.endswith(".json")  # as a run resolved them: the environment of the node that repeats it has no say
+    resolved = Path(name).name == RESOLVED
 
     class Resolved(Settings):
         @classmethod

@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from tqdm import tqdm
+
 from gap3d import fingerprints
 from gap3d.records import Outcome, Status
 from gap3d.schemas import DATASET
@@ -27,7 +29,7 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     computed = 0
     with store.writer(STAGE, ALL, DATASET, settings.compute, settings.limits) as writer:
         wanted = outcomes(store, section.count)
-        for outcome, target in wanted:
+        for outcome, target in tqdm(wanted, desc=STAGE, unit="row", dynamic_ncols=True):
             place = {name: outcome.data[name] for name in DATASET.exempt} if outcome.data else {}
             content = fingerprints.row_digest(outcome.status.value, outcome.data, DATASET.exempt)
             inputs = {"target": target, "row": content, "place": fingerprints.digest_of(place), **common}

@@ -1,6 +1,7 @@
 """line: the whole line on one machine: catalog, downloads, views and renders, targets, dataset."""
 
 import signal
+import sys
 import time
 
 from gap3d.lease import LeaseHeld
@@ -9,10 +10,11 @@ from gap3d.records import SystemicFault
 from gap3d.settings import Settings
 from gap3d.store import free_bytes
 from pipelines import catalog, dataset, downloads, rendering, targets
-from pipelines.command import open_store, parse, parser, say, stop
+from pipelines.command import load_settings, open_store, parse, parser, say, stop
 from pipelines.job import NotReady
 from pipelines.plan import make_plan, refusal
 from pipelines.previews import collection_sheet
+from pipelines.ray_job import resolved
 from pipelines.report import Report, merge
 
 
@@ -34,7 +36,7 @@ def run(settings: Settings) -> Report:
 
 def main() -> None:
     """The program."""
-    known, settings = parse(parser(__doc__ or ""))
+    _, settings = parse(parser(__doc__ or ""))
     signal.signal(signal.SIGTERM, stop)
     started = time.monotonic()
     made = parser("")
@@ -47,15 +49,17 @@ def main() -> None:
     store = open_store(settings)
     sheet = store.folder / "contact_sheet.jpg"
     write_atomically(sheet, collection_sheet(store, store.shards))
-    preset = f" GAP3D_PRESET={known.preset}" if known.preset else ""
+    saved = store.folder / "settings.json"
+    write_atomically(saved, resolved(settings).model_dump_json(indent=1).encode())
+    with_these = "" if settings == load_settings() else f"GAP3D_PRESET={saved} "
     say(
         "",
         f"Collection {settings.collection!r} in {store.folder}, {time.monotonic() - started:.0f} s:",
         *report.lines(),
         f"encoder:  {targets.label(settings)}",
         f"pictures: {sheet}",
-        f"why:      {preset.strip()} python -m pipelines.why OBJECT_ID_OR_PATH".replace("  ", " "),
-        f"UI:      {preset} dagster dev -w workspace.yaml, then http://127.0.0.1:3000",
+        f"why:      {sys.executable} -m pipelines.why --preset {saved} OBJECT_ID_OR_PATH",
+        f"UI:       {with_these}make ui, then http://127.0.0.1:3000",
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import pipelines.cluster  # noqa: F401 - sets Ray's environment before Ray is imported
 from gap3d.parts import write_atomically
 from gap3d.settings import Settings
+from pipelines.command import RESOLVED
 from pipelines.report import Report
 
 log = logging.getLogger(__name__)
@@ -60,18 +61,19 @@ def submit(
     settings = resolved(settings)
     folder = settings.store / settings.collection / "jobs" / name
     write_atomically(
-        folder / "settings.json", settings.model_dump_json(indent=1, exclude={"compute": {"mode", "address"}}).encode()
+        folder / RESOLVED, settings.model_dump_json(indent=1, exclude={"compute": {"mode", "address"}}).encode()
     )
     report = folder / "report.json"
     report.unlink(missing_ok=True)
-    words = [python, "-m", f"pipelines.{module}", "--preset", str(folder / "settings.json"), "--report", str(report)]
+    words = [python, "-m", f"pipelines.{module}", "--preset", str(folder / RESOLVED), "--report", str(report)]
     if shards:
         words += ["--shards", ",".join(shards)]
     try:
         client = JobSubmissionClient(settings.compute.address)
     except (OSError, RuntimeError, RayError) as error:
         raise JobFailed(
-            f"no Ray at {settings.compute.address} ({str(error).splitlines()[0]}): start it there, or set compute.mode = inline"
+            f"no Ray at {settings.compute.address} ({str(error).splitlines()[0]}): "
+            "start it there, or set compute.mode = inline"
         ) from error
     # Exec: a stop of the job then reaches the program itself and not a shell around it.
     job = client.submit_job(

@@ -17,13 +17,14 @@ from typing import Any
 from gap3d import fingerprints, images
 from gap3d.blobs import Blobs
 from gap3d.cameras import Camera
+from gap3d.embree import require_embree
 from gap3d.manifest import Manifest
 from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.schemas import RENDERS, VIEWS
 from gap3d.settings import Settings
 from gap3d.store import free_bytes
 from gap3d.temporary import TemporaryFolder, sweep
-from gap3d.visibility import ViewChoice, require_embree, select_view
+from gap3d.visibility import ViewChoice, select_view
 from pipelines import downloads
 from pipelines.cluster import Resources
 from pipelines.command import open_store, stage_main

@@ -1,11 +1,12 @@
-"""Workers that die once each, for runs with Ray: an actor in the middle of an object, a Blender in the middle of a picture."""
+"""Workers for runs with Ray, one of which dies in the middle of a picture; in another one, its Blender does."""
 
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
-from killed import children
+from killed import blender
+
 from pipelines import rendering
 from render.channel import Channel
 
@@ -33,8 +34,7 @@ class DoomedRenderer(rendering.Renderer):
                 if claim(places / "actor"):
                     os.kill(os.getpid(), signal.SIGKILL)
                 if claim(places / "blender"):
-                    (blender,) = [pid for pid in children() if b"render.child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-                    os.kill(blender, signal.SIGKILL)
+                    os.kill(blender(), signal.SIGKILL)
 
         Channel.send = send
         try:

@@ -123,18 +123,22 @@ def install(point: Point) -> None:
 
 def strike(point: Point) -> None:
     """Send the signal."""
-    print(f"struck {point.when} {point.where}", flush=True)
+    sys.stdout.write(f"struck {point.when} {point.where}\n")
+    sys.stdout.flush()
     time.sleep(point.pause)
     if point.whom == "self":
         os.kill(os.getpid(), point.signal)
         return
-    (child,) = [pid for pid in children() if b"render.child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(child, point.signal)
+    os.kill(blender(), point.signal)
 
 
-def children() -> list[int]:
-    """Direct children of this process."""
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+def blender() -> int:
+    """The one Blender that is a child of this process."""
+    children = [
+        int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
+    ]
+    (found,) = [pid for pid in children if b"render.child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return found
 
 
 def count_work(path: Path) -> None:
@@ -192,7 +196,7 @@ def become(run: Run) -> None:
         code = perform(run)
     except SystemExit as end:
         code = end.code
-    except BaseException:  # noqa: BLE001: a process ends with a code, whatever happened
+    except BaseException:  # noqa: BLE001 - a process ends with a code, whatever happened
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -225,7 +229,7 @@ class Nursery:
 
     def __init__(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GAP3D_")}
-        environment["PYTHONPATH"] = str(HERE)
+        environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "killed.py")],
             stdin=subprocess.PIPE,
@@ -248,6 +252,10 @@ class Nursery:
     def wait(self, pid: int) -> int:
         """How a run ended: its exit code, or minus the signal that killed it."""
         return self._ask(wait=pid)
+
+    def run(self, run: Run) -> int:
+        """A run from its beginning to its end."""
+        return self.wait(self.start(run))
 
     def close(self) -> None:
         """End."""

@@ -40,7 +40,14 @@ def committed(run):
     """(stage, key, digest) of every committed row; before the store is made, none."""
     if not (Path(run.store) / "test" / "collection.json").exists():
         return set()
-    return {(held.stage, key, row.digest) for held in manifests(open_store(settings_of(run))) for key, row in held.rows.items()}
+    store = open_store(settings_of(run))
+    return {(held.stage, key, row.digest) for held in manifests(store) for key, row in held.rows.items()}
+
+
+def attempts(run, stage):
+    """How often each row of a stage was tried."""
+    store = open_store(settings_of(run))
+    return sorted(row.attempts for held in manifests(store) if held.stage == stage for row in held.rows.values())
 
 
 def leftovers(run):
@@ -74,5 +81,5 @@ def struck(point):
 def run_again(nursery, run, log="again"):
     """The next run after a killed one, to its end; its report."""
     again = replace(run, work="line", point=None, log=f"{run.log}.{log}")
-    assert nursery.wait(nursery.start(again)) == 0, Path(again.log).read_text()
+    assert nursery.run(again) == 0, Path(again.log).read_text()
     return again, Report.load(Path(f"{again.log}.report"))

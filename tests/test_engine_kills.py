@@ -14,9 +14,8 @@ from code_location import environment
 from folders import digests, write_objects
 from killed import Point
 from processes import alive, blenders, mentioning, wait_for
-from remains import committed, leftovers, manifests, new_run, orphans, run_again, settings_of, struck
+from remains import attempts, committed, leftovers, new_run, orphans, run_again, settings_of, struck
 
-from pipelines.command import open_store
 from pipelines.report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +35,7 @@ def reference(tmp_path_factory, nursery):
     root = tmp_path_factory.mktemp("reference")
     write_objects(root / "objects")
     run = new_run(root, root / "objects")
-    assert nursery.wait(nursery.start(run)) == 0, Path(run.log).read_text()
+    assert nursery.run(run) == 0, Path(run.log).read_text()
     return run
 
 
@@ -49,20 +48,19 @@ def run(tmp_path, reference, ray_folder):
 
 def test_a_killed_actor_and_a_killed_blender_cost_a_second_try_each(nursery, reference, run, tmp_path):
     doomed = replace(run, setup="doomed:doom", argument=str(tmp_path))
-    assert nursery.wait(nursery.start(doomed)) == 0, Path(run.log).read_text()
+    assert nursery.run(doomed) == 0, Path(run.log).read_text()
     assert (tmp_path / "actor").exists()
     assert (tmp_path / "blender").exists()
     assert digests(settings_of(run)) == digests(settings_of(reference))
     assert all(report.expected == report.found for report in Report.load(Path(f"{run.log}.report")).shards)
-    tries = [row.attempts for held in manifests(open_store(settings_of(run))) if held.stage == "renders" for row in held.rows.values()]
-    assert sum(count - 1 for count in tries) == 2
+    assert attempts(run, "renders") == [1, 1, 1, 2, 2]
     assert leftovers(run) == []
     assert not orphans(run)
 
 
 def test_a_driver_killed_under_ray_leaves_no_process_and_the_next_run_goes_on(nursery, reference, run, ray_folder):
     point = Point("pipelines.job:take", "after", call=9)
-    assert nursery.wait(nursery.start(replace(run, point=asdict(point)))) == -signal.SIGKILL, Path(run.log).read_text()
+    assert nursery.run(replace(run, point=asdict(point))) == -signal.SIGKILL, Path(run.log).read_text()
     assert struck(point) in Path(run.log).read_text()
     assert not orphans(run, 10)
     wait_for(lambda: not alive(mentioning(ray_folder)), 10, "every process of Ray has ended")
@@ -83,7 +81,12 @@ def test_a_killed_dagster_run_goes_on_where_it_was(nursery, reference, tmp_path)
     (tmp_path / "home").mkdir()
     (tmp_path / "scratch").mkdir()
     shutil.copy(ROOT / "dagster.yaml", tmp_path / "home")
-    values = {"COLLECTION": "test", "CATALOG__SHARDS": "2", "CATALOG__VALIDATION_SHARE": "0.2", "COMPUTE__FLUSH_ROWS": "1"}
+    values = {
+        "COLLECTION": "test",
+        "CATALOG__SHARDS": "2",
+        "CATALOG__VALIDATION_SHARE": "0.2",
+        "COMPUTE__FLUSH_ROWS": "1",
+    }
     bare = {name: value for name, value in os.environ.items() if not name.startswith(("GAP3D_", "DAGSTER_"))}
     surroundings = bare | environment(Path(run.store), Path(run.source), **values)
     surroundings |= {"DAGSTER_HOME": str(tmp_path / "home"), "TMPDIR": run.scratch}

@@ -1,6 +1,7 @@
 """The store: immutable parts, a manifest replaced last, readers that are never pulled from under, and gc."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,10 @@ from gap3d.settings import ComputeSettings, Limits
 from gap3d.store import Store
 from gap3d.temporary import TemporaryFolder, hold, sweep, temporary_file
 
-PLAIN = StageSchema(pa.schema([pa.field("key", pa.string(), nullable=False), ("value", pa.string()), ("place", pa.string())]), exempt=("place",))
+PLAIN = StageSchema(
+    pa.schema([pa.field("key", pa.string(), nullable=False), ("value", pa.string()), ("place", pa.string())]),
+    exempt=("place",),
+)
 ONE_BY_ONE = ComputeSettings(flush_rows=1, lease_wait_s=0)
 TOGETHER = ComputeSettings(flush_rows=1000, lease_wait_s=0)
 
@@ -58,7 +62,9 @@ def test_what_is_committed_is_what_is_read_however_it_is_split_into_parts(tmp_pa
     root = tmp_path_factory.mktemp("split")
     split = write(Store(root / "a", "test", 1), content, ONE_BY_ONE)
     whole = write(Store(root / "b", "test", 1), content, TOGETHER)
-    assert values(Store(root / "a", "test", 1), split) == {key: value for key, value in content.items() if value is not None}
+    assert values(Store(root / "a", "test", 1), split) == {
+        key: value for key, value in content.items() if value is not None
+    }
     assert split.digest == whole.digest
     assert len(whole.parts) <= 1
     assert {key: row.status for key, row in split.rows.items()} == {key: row.status for key, row in whole.rows.items()}
@@ -85,7 +91,12 @@ rows = st.builds(
 def test_a_manifest_is_read_as_it_was_written(tmp_path_factory, table, complete):
     folder = tmp_path_factory.mktemp("manifest")
     written = Manifest(
-        stage="s", shard="0", rows={row.key: row for row in table}, complete=complete, sequence=3, retired={"old.parquet": "2026-01-01T00:00:00Z"}
+        stage="s",
+        shard="0",
+        rows={row.key: row for row in table},
+        complete=complete,
+        sequence=3,
+        retired={"old.parquet": "2026-01-01T00:00:00Z"},
     )
     manifest.write(folder, written)
     assert manifest.read(folder, "s", "0") == written
@@ -97,7 +108,9 @@ def test_a_damaged_manifest_is_named_and_says_what_to_do(store):
     content = path.read_bytes()
     for damaged in (content[: len(content) // 2], b"", flipped(content, len(content) // 8)):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"manifest\.parquet is damaged .*: remove its folder and run the stage again"):
+        with pytest.raises(
+            ValueError, match=r"manifest\.parquet is damaged .*: remove its folder and run the stage again"
+        ):
             store.manifest("plain", "0")
 
 
@@ -171,16 +184,18 @@ def test_a_reader_of_an_old_manifest_still_reads_after_new_commits_and_until_gc_
     assert store.manifest("plain", "0").retired == {}
 
 
+def files_of(store):
+    return {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
+
+
 def test_a_dry_gc_tells_and_touches_nothing(store):
     write(store, {f"{index}": "old" for index in range(9)})
     write(store, {f"{index}": "new" for index in range(9)})
     (store.shard("plain", "0") / ".part.x.tmp").write_bytes(b"left by a killed run")
-    before = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
+    before = files_of(store)
     told = gc.collect(store, 0, 0, dry_run=True)
     assert gc.compact(store, 0, dry_run=True) == [("plain", "0", 9)]
-    assert {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file() if path.name != "lease.lock"} == {
-        path: content for path, content in before.items() if path.name != "lease.lock"
-    }
+    assert files_of(store) == before
     assert {removal.path for removal in gc.collect(store, 0, 0, dry_run=False)} == {removal.path for removal in told}
     assert len(told) == 10
 
@@ -205,7 +220,15 @@ def write_index(store, held, numbers):
     with store.writer("dataset", "all", DATASET, TOGETHER, Limits()) as writer:
         for number in numbers:
             row = held.rows[f"{number}/000"]
-            data = {**blank, "captions": [], "view": 0, "rank": number, "target_shard": "0", "target_part": row.part, "target_row": row.part_row}
+            data = {
+                **blank,
+                "captions": [],
+                "view": 0,
+                "rank": number,
+                "target_shard": "0",
+                "target_part": row.part,
+                "target_row": row.part_row,
+            }
             writer.add(Outcome(stage="dataset", key=row.key, data=data), {"target": row.digest, "part": str(row.part)})
         writer.finish({f"{number}/000" for number in numbers})
 
@@ -255,8 +278,6 @@ def test_gc_never_touches_another_collections_files(store, tmp_path):
 
 
 def test_a_file_that_is_stored_again_gets_its_grace_again(store, tmp_path):
-    import os
-
     (tmp_path / "source").write_bytes(b"of a run that has not committed its row yet")
     blob = store.blobs.path(store.blobs.add(tmp_path / "source")[0])
     os.utime(blob, (0, 0))
@@ -320,7 +341,10 @@ def test_target_parts_are_laid_out_for_readers_of_single_rows(store):
     assert [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] == [8, 8, 4]
     schema = file.schema_arrow
     assert schema.field("cls").type == pa.list_(pa.float32())
-    assert (schema.field("registers").type, schema.field("patches").type) == (pa.binary(2 * 8 * 2), pa.binary(4 * 8 * 2))
+    assert (schema.field("registers").type, schema.field("patches").type) == (
+        pa.binary(2 * 8 * 2),
+        pa.binary(4 * 8 * 2),
+    )
     for index in range(file.metadata.num_columns):
         column = file.metadata.row_group(0).column(index)
         assert column.compression == "UNCOMPRESSED"
@@ -335,11 +359,16 @@ def test_target_parts_are_laid_out_for_readers_of_single_rows(store):
 def test_rows_are_read_in_the_order_asked_for(store):
     held = write_targets(store, range(20), TOGETHER)
     asked = [19, 0, 8, 7, 8]
-    assert read_rows(only_part(store, held), asked, ["object_id"]).column("object_id").to_pylist() == [str(n) for n in asked]
+    assert read_rows(only_part(store, held), asked, ["object_id"]).column("object_id").to_pylist() == [
+        str(n) for n in asked
+    ]
 
 
 def test_a_row_without_an_outcome_is_a_fault_of_the_program(store):
-    with pytest.raises(RuntimeError, match=r"no outcome for 1 rows, e\.g\. \['b'\]"), store.writer("plain", "0", PLAIN, TOGETHER, Limits()) as writer:
+    with (
+        pytest.raises(RuntimeError, match=r"no outcome for 1 rows, e\.g\. \['b'\]"),
+        store.writer("plain", "0", PLAIN, TOGETHER, Limits()) as writer,
+    ):
         writer.add(Outcome(stage="plain", key="a", data={"value": "1", "place": ""}), {})
         writer.finish({"a", "b"})
     assert set(store.manifest("plain", "0").rows) == {"a"}
@@ -369,7 +398,12 @@ def test_leftovers_are_removed_under_the_lease_and_not_without_it(store):
 def test_a_digest_of_a_row_depends_on_its_content_and_its_kind():
     row = {"a": b"x", "b": 1, "c": np.zeros(2, np.float16)}
     assert fingerprints.row_digest("ok", row) == fingerprints.row_digest("ok", dict(reversed(row.items())))
-    others = [{**row, "a": b"y"}, {**row, "a": "x"}, {**row, "c": np.zeros(2, np.float32)}, {**row, "c": np.zeros((1, 2), np.float16)}]
+    others = [
+        {**row, "a": b"y"},
+        {**row, "a": "x"},
+        {**row, "c": np.zeros(2, np.float32)},
+        {**row, "c": np.zeros((1, 2), np.float16)},
+    ]
     assert len({fingerprints.row_digest("ok", other) for other in [row, *others]}) == 5
 
 

@@ -10,11 +10,12 @@ import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gap3d import visibility
+from gap3d import embree
 from gap3d.cameras import Camera
+from gap3d.embree import Scene, require_embree
 from gap3d.records import Failure, Status, SystemicFault
 from gap3d.settings import ViewSettings
-from gap3d.visibility import Scene, require_embree, sample_generator, sample_surface, select_view, triangle_areas
+from gap3d.visibility import sample_generator, sample_surface, select_view, triangle_areas
 
 SETTINGS = ViewSettings()
 CAMERAS = [Camera(yaw, SETTINGS.pitch, SETTINGS.radius, SETTINGS.fov) for yaw in SETTINGS.yaws]
@@ -290,15 +291,15 @@ def test_embree_is_there():
 
 
 def test_without_embree_the_fault_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(visibility.importlib.util, "find_spec", lambda name: None)
-    visibility._library.cache_clear()
-    visibility._device.cache_clear()
+    monkeypatch.setattr(embree.importlib.util, "find_spec", lambda name: None)
+    embree._library.cache_clear()
+    embree._device.cache_clear()
     try:
         with pytest.raises(SystemicFault, match="pip install 'embreex"):
             require_embree()
     finally:
-        visibility._library.cache_clear()
-        visibility._device.cache_clear()
+        embree._library.cache_clear()
+        embree._device.cache_clear()
 
 
 def test_occlusion_equals_the_first_hit_of_embreex():
@@ -328,7 +329,7 @@ import bpy
 import numpy as np
 from mathutils import Vector
 from mathutils.bvhtree import BVHTree
-from gap3d.visibility import require_embree
+from gap3d.embree import require_embree
 require_embree()
 data = np.load(sys.argv[1])
 answers = {}

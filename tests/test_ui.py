@@ -1,0 +1,220 @@
+"""The Dagster UI as a person uses it: a real browser, real clicks."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from code_location import environment, program, write_toys
+from dagster_site import Site
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMEDRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (CHROMIUM and CHROMEDRIVER),
+        reason="no chromium or chromedriver: apt-get install chromium chromium-driver",
+    ),
+]
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1600,1200",
+)
+ASSETS = ("catalog", "shard_manifest", "downloads", "views", "renders", "targets", "dataset")
+
+
+class Browser:
+    """A headless Chromium."""
+
+    def __init__(self, profile: Path) -> None:
+        from selenium import webdriver
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
+        self.driver.set_page_load_timeout(60)
+
+    def open(self, address: str) -> None:
+        self.driver.get(address)
+
+    def find(self, path: str) -> list:
+        """Visible elements of an XPath."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        try:
+            return [element for element in self.driver.find_elements("xpath", path) if element.is_displayed()]
+        except StaleElementReferenceException:
+            return []
+
+    def see(self, *texts: str, seconds: float = 30.0) -> str:
+        """The page's text, once all of these are in it."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        deadline = time.monotonic() + seconds
+        shown = ""
+        while time.monotonic() < deadline:
+            try:
+                shown = self.driver.find_element("tag name", "body").text
+            except StaleElementReferenceException:
+                continue
+            if all(text in shown for text in texts):
+                return shown
+            time.sleep(0.2)
+        raise AssertionError(f"not on the page after {seconds:g} s: {[t for t in texts if t not in shown]}\n{shown}")
+
+    def click(self, path: str, seconds: float = 30.0) -> None:
+        """Click the first visible element of an XPath as soon as nothing covers it."""
+        from selenium.common.exceptions import WebDriverException
+
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if found := self.find(path):
+                    found[0].click()
+                    return
+            except WebDriverException:
+                pass
+            if time.monotonic() > deadline:
+                raise AssertionError(f"cannot be clicked: {path}\n{self.see('')}")
+            time.sleep(0.2)
+
+    def shot(self, name: str) -> None:
+        """A screenshot, where UI_SCREENSHOTS names a folder for them."""
+        if folder := os.environ.get("UI_SCREENSHOTS"):
+            self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+def button(text: str) -> str:
+    """A button whose text begins so."""
+    return f"//button[starts-with(normalize-space(.), '{text}') and not(@disabled)]"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """``dagster dev`` and a browser; catalog and downloads are made already, views and what follows are not."""
+    root = tmp_path_factory.mktemp("ui")
+    write_toys(root / "objects")
+    settings = environment(root / "store", root / "objects")
+    program(settings, "catalog")
+    program(settings, "downloads")
+    with Site(root / "site", settings) as site:
+        assert site.wait(site.launch("catalog")) == "SUCCESS"
+        assert site.wait(site.launch("downloads", shard="1")) == "SUCCESS"
+        browser = Browser(root / "profile")
+        try:
+            yield SimpleNamespace(root=root, site=site, browser=browser)
+        finally:
+            browser.driver.quit()
+
+
+@pytest.fixture(scope="module")
+def clicked(place) -> str:
+    """Shard 1 of views and renders, materialised by clicking; the run's id."""
+    page, site = place.browser, place.site
+    before = runs(site)
+    page.open(f"{site.address}/locations/gap3d/asset-groups/images/lineage")
+    page.see("views", "renders", "4 partitions")
+    page.click(button("Materialize all"))
+    page.see("Partition selection")
+    page.click("//*[text()='Select a partition or create one']")
+    page.shot("ui_partitions")
+    page.see("Select all (4)")
+    page.click("//*[not(*) and normalize-space(.)='1']")
+    page.shot("ui_chosen")
+    page.click("//*[text()='Partition selection']")
+    page.click(button("Launch 1 run"))
+    (run,) = wait_new(site, before)
+    assert site.wait(run) == "SUCCESS", site.events(run)[-3000:]
+    return run
+
+
+def runs(site: Site) -> set[str]:
+    """Ids of all runs."""
+    found = site.ask("{ runsOrError { ... on Runs { results { runId } } } }")["runsOrError"]["results"]
+    return {run["runId"] for run in found}
+
+
+def wait_new(site: Site, before: set[str], seconds: float = 30.0) -> set[str]:
+    """Runs that were not there before."""
+    deadline = time.monotonic() + seconds
+    while not (new := runs(site) - before):
+        assert time.monotonic() < deadline, "no run was launched"
+        time.sleep(0.2)
+    return new
+
+
+def see_the_shard(place) -> None:
+    """The page of shard 1 of views: metadata, and the contact sheet as a picture."""
+    page, site = place.browser, place.site
+    page.open(f"{site.address}/assets/views?partition=1&view=partitions")
+    shown = page.see("contact_sheet", "rows_per_second", "digest", "statuses")
+    assert "Materialized" in shown
+    page.click("//*[contains(text(), 'Show Markdown')]")
+    deadline = time.monotonic() + 20
+    widths: list[int] = []
+    while not widths and time.monotonic() < deadline:
+        pictures = page.find("//img[starts-with(@src, 'data:image/jpeg')]")
+        widths = [width for width in (picture.get_property("naturalWidth") for picture in pictures) if width]
+    page.shot("ui_contact_sheet")
+    assert widths and widths[0] > 250
+
+
+def test_the_asset_graph_loads_with_all_assets_in_their_groups(place):
+    page = place.browser
+    page.open(f"{place.site.address}/asset-groups")
+    page.see("objects", "images", "features", "Materialize all")
+    page.shot("ui_groups")
+    for group, assets in {"objects": ASSETS[:3], "images": ASSETS[3:5], "features": ASSETS[5:]}.items():
+        page.open(f"{place.site.address}/locations/gap3d/asset-groups/{group}/lineage")
+        page.see(*assets, "Asset Group in")
+        page.shot(f"ui_group_{group}")
+
+
+def test_a_shard_is_materialised_by_clicking_and_shows_its_metadata_and_picture(place, clicked):
+    see_the_shard(place)
+
+
+def test_a_check_executed_by_clicking_fails_visibly_on_a_damaged_shard(place, clicked):
+    page, site = place.browser, place.site
+    folder = place.root / "store" / "toys" / "renders" / "1"
+    (part,) = [path for path in folder.glob("*.parquet") if path.name != "manifest.parquet"]
+    content = bytearray(part.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    part.write_bytes(content)
+    before = runs(site)
+    page.open(f"{site.address}/assets/renders?view=checks&checkDetail=parts_intact")
+    page.see("parts_intact", "Latest execution")
+    page.click(button("Execute") + "[not(contains(., 'all'))]")
+    (run,) = wait_new(site, before)
+    assert site.wait(run) == "SUCCESS", site.events(run)[-3000:]
+    see_the_failed_check(place)
+
+
+def see_the_failed_check(place) -> None:
+    page = place.browser
+    page.open(f"{place.site.address}/assets/renders?view=checks&checkDetail=parts_intact")
+    shown = page.see("parts_intact", "damaged_shards", "remedy", "Failed")
+    page.shot("ui_failed_check")
+    assert "rm -r" in shown
+
+
+def test_history_survives_a_restart(place, clicked):
+    assert place.site.stop() == []
+    place.site.start()
+    see_the_shard(place)
+    see_the_failed_check(place)
+    assert clicked in runs(place.site)
