@@ -5,6 +5,7 @@ import dagster as dg
 from assets_defs.automation import on_change
 from assets_defs.checks import CHECKS
 from assets_defs.data import ASSETS
+from assets_defs.lost import lost_runs
 from assets_defs.resources import Compute
 
 line = dg.define_asset_job(
@@ -23,7 +24,7 @@ defs = dg.Definitions(
     assets=ASSETS,
     asset_checks=CHECKS,
     resources={"compute": Compute()},
-    sensors=[on_change],
+    sensors=[on_change, lost_runs],
     schedules=[nightly],
     jobs=[line],
     executor=dg.in_process_executor,  # a run is one process: one Ray and one import serve all its steps

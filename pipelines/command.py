@@ -140,7 +140,7 @@ def stage_main(stage: str, doc: str, run: Callable[[Settings, Sequence[str]], Re
     signal.signal(signal.SIGTERM, stop)
     try:
         keys = open_store(settings).shards
-        wanted = known.shards.split(",") if sharded and known.shards else keys
+        wanted = sorted(set(known.shards.split(","))) if sharded and known.shards else keys
         unknown = sorted(set(wanted) - set(keys))
         if unknown:
             made.exit(2, f"{made.prog}: no shard {', '.join(unknown)}: the collection has {keys[0]} to {keys[-1]}\n")

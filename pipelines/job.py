@@ -189,6 +189,7 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
     streak: list[tuple[Item, Outcome]] = []
     left = Counter(item.shard for item in items)
     label = "+".join(job.stages)
+    works = False
     try:
         with tqdm(total=sum(len(item.rows) for item in items), desc=label, unit="row", dynamic_ncols=True) as bar:
             for item, found in outcomes(pool, items, settings):
@@ -198,6 +199,7 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
                     if not followed and streak and kind(outcome) != kind(streak[0][1]):
                         settle(streak, runs)
                     if outcome.status is Status.OK:
+                        works = True
                         take(item, outcome, runs)
                         continue
                     streak.append((item, outcome))
@@ -210,6 +212,8 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
                     if not any(held.shard == shard for held, _ in streak):
                         del left[shard]
                         finish_shard(job, runs[shard])
+            if streak and not works and streak[0][1].status in (Status.CRASHED, Status.INTERNAL_ERROR):
+                pool.probe()  # a short run of nothing but crashes: the inputs, or the engine?
             settle(streak, runs)
             for shard in left:
                 finish_shard(job, runs[shard])

@@ -214,16 +214,19 @@ class Blender:
             "LANG": "C.UTF-8",
             "TZ": "UTC",
         }
-        child = self._child = Child(self._program, environment, scratch)
-        self._served, self._left, self._hidden = 0, START_SECONDS, (str(scratch.path), sys.prefix)
-        try:
-            self._version = str(self._ask("hello").get("version", ""))
-        except Failure as failure:
-            self._kill()
-            raise SystemicFault(
-                f"Blender does not start ({failure.reason}). "
-                "Is it installed, and are its libraries? Python 3.11: pip install 'bpy>=4.5,<4.6'"
-            ) from failure
+        for again in (True, False):  # twice: a kill from outside during a start is no fault of the installation
+            child = self._child = Child(self._program, environment, scratch)
+            self._served, self._left, self._hidden = 0, START_SECONDS, (str(scratch.path), sys.prefix)
+            try:
+                self._version = str(self._ask("hello").get("version", ""))
+                break
+            except Failure as failure:
+                self._kill()
+                if not again:
+                    raise SystemicFault(
+                        f"Blender does not start ({failure.reason}). "
+                        "Is it installed, and are its libraries? Python 3.11: pip install 'bpy>=4.5,<4.6'"
+                    ) from failure
         return child
 
     def _ask(self, operation: str, **arguments: Any) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Site:
         return content["data"]
 
     def launch(self, *assets: str, shard: str | None = None, **compute: str) -> str:
-        """Materialize these assets, as the button does; ``compute`` is what the launchpad would change. The run's id."""
+        """Materialize these assets as the button does, with ``compute`` changed in the launchpad; the run's id."""
         config = {"resources": {"compute": {"config": compute}}} if compute else {}
         made = self.ask(
             LAUNCH,

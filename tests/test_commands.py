@@ -20,14 +20,31 @@ from pipelines.plan import lines, make_plan, refusal
 from pipelines.previews import collection_sheet
 from pipelines.why import changed_settings, rows_of
 
-STAGES = ["catalog", "downloads", "views", "renders", "rendering", "targets", "dataset", "line", "plan", "why", "gc", "previews"]
+STAGES = [
+    "catalog",
+    "downloads",
+    "views",
+    "renders",
+    "rendering",
+    "targets",
+    "dataset",
+    "line",
+    "plan",
+    "why",
+    "gc",
+    "previews",
+]
 
 
 def program(module, *arguments, **environment):
     """Run a program of the project as a user does."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GAP3D_")}
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, env={**clean, **environment}, timeout=300
+        [sys.executable, "-m", module, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**clean, **environment},
+        timeout=300,
     )
 
 
@@ -100,7 +117,12 @@ def test_a_plan_counts_what_a_run_then_computes(tmp_path):
     settings = small(tmp_path / "store", tmp_path / "objects")
     catalog.run(settings)
     fresh = {plan.stage: plan for plan in make_plan(settings)}
-    assert {stage: plan.compute for stage, plan in fresh.items()} == {"downloads": 5, "views": 5, "renders": 5, "targets": 5}
+    assert {stage: plan.compute for stage, plan in fresh.items()} == {
+        "downloads": 5,
+        "views": 5,
+        "renders": 5,
+        "targets": 5,
+    }
     assert fresh["downloads"].at_most is False
     assert fresh["renders"].at_most is True
     run_line(settings)
@@ -151,14 +173,20 @@ def test_the_command_that_why_names_repeats_the_failure(finished):
 
 def test_settings_are_saved_beside_the_outputs_they_shaped(finished):
     store = open_store(finished[1])
-    row = next(row for stage, _, row in rows_of(store, object_id_of("folder", "a.obj"), find_shard(store)) if stage == "renders")
+    row = next(
+        row
+        for stage, _, row in rows_of(store, object_id_of("folder", "a.obj"), find_shard(store))
+        if stage == "renders"
+    )
     saved = store.settings("renders", row.inputs["settings"])
     assert saved == finished[1].renders.model_dump(mode="json")
     assert changed_settings(store, "renders", row.inputs["settings"], row.inputs["settings"]) == []
 
 
 def find_shard(store):
-    return next(shard for shard in store.shards if object_id_of("folder", "a.obj") in store.manifest("catalog", shard).rows)
+    return next(
+        shard for shard in store.shards if object_id_of("folder", "a.obj") in store.manifest("catalog", shard).rows
+    )
 
 
 def test_a_contact_sheet_shows_pictures_and_marks_the_chosen_view(finished):

@@ -3,8 +3,11 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -327,3 +330,32 @@ def test_automation_conditions_can_be_kept_by_the_daemon(fresh):
     graph = fresh.defs.resolve_asset_graph()
     for stage in (*SHARDED, "dataset"):
         assert graph.get(dg.AssetKey(stage)).automation_condition.is_serializable
+
+
+def test_a_run_whose_process_died_with_the_machine_is_marked_as_failed(fresh):
+    from dagster._core.events import EngineEventData
+
+    from assets_defs.lost import lost_runs
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    runs = {}
+    for name, pid in {"dead": gone.pid, "alive": os.getpid()}.items():
+        run = runs[name] = fresh.instance.create_run_for_job(fresh.defs.resolve_job_def("shard"))
+        fresh.instance.report_engine_event("started", run, EngineEventData({"pid": pid}))
+        fresh.instance.report_dagster_event(dg.DagsterEvent("PIPELINE_START", run.job_name), run.run_id)
+    lost_runs(dg.build_sensor_context(instance=fresh.instance))
+    assert fresh.instance.get_run_by_id(runs["dead"].run_id).status is dg.DagsterRunStatus.FAILURE
+    assert fresh.instance.get_run_by_id(runs["alive"].run_id).status is dg.DagsterRunStatus.STARTED
+
+
+def test_a_shard_that_another_run_writes_is_refused_with_the_name_of_that_run(fresh, monkeypatch):
+    from gap3d.lease import lease
+
+    fresh.defs = load(monkeypatch, {**fresh.settings, "GAP3D_COMPUTE__LEASE_WAIT_S": "0.2"})
+    materialize(fresh.defs, fresh.instance, "catalog")
+    with lease(fresh.root / "store" / "toys" / "downloads" / "1", 0.0):
+        result = materialize(fresh.defs, fresh.instance, "downloads", shard="1", raise_on_error=False)
+    (failure,) = [event for event in result.all_events if event.is_step_failure and event.step_key == "downloads"]
+    assert f"is being written by process {os.getpid()} on" in failure.step_failure_data.user_failure_data.description
+    assert materialize(fresh.defs, fresh.instance, "downloads", shard="1").success

@@ -149,12 +149,12 @@ def test_new_scores_of_an_unchanged_camera_render_nothing(line):
 def test_a_raised_time_limit_retries_timeouts_and_nothing_else(tmp_path):
     write_objects(tmp_path / "objects")
     # Far too short for any import: every object of Blender's times out, and the broken file too.
-    short = small(tmp_path / "store", tmp_path / "objects", limits={"timeout_s": 0.02})
+    short = small(tmp_path / "store", tmp_path / "objects", limits={"timeout_s": 0.001})
     report = run_line(short)
     assert report.by_status("views") == {"timeout": 5}
     assert counters(run_line(short)) == NOTHING
     more_memory = small(
-        tmp_path / "store", tmp_path / "objects", limits={"timeout_s": 0.02, "memory_bytes": 9 * 1024**3}
+        tmp_path / "store", tmp_path / "objects", limits={"timeout_s": 0.001, "memory_bytes": 9 * 1024**3}
     )
     assert counters(run_line(more_memory)) == NOTHING
     longer = small(tmp_path / "store", tmp_path / "objects")
