@@ -43,7 +43,7 @@ def intact(stage: str) -> dg.AssetChecksDefinition:
         faults, damaged, parts, rows = [], [], 0, 0
         for shard in shards:
             try:
-                held = store.manifest(stage, shard)
+                held = store.committed(stage, shard)
                 found = store.verify(held)
                 parts, rows = parts + len(held.parts), rows + len(held.rows)
             except ValueError as error:

@@ -75,9 +75,22 @@ class Store:
         """Folder of one shard of a stage."""
         return self.folder / stage / shard
 
-    def manifest(self, stage: str, shard: str) -> Manifest:
-        """What is committed of a shard now."""
+    def committed(self, stage: str, shard: str) -> Manifest:
+        """What was committed of a shard, whether or not its parts are still there."""
         return manifest.read(self.shard(stage, shard), stage, shard)
+
+    def manifest(self, stage: str, shard: str) -> Manifest:
+        """What there is of a shard now: rows whose part somebody removed are gone, and a run makes them again."""
+        held = self.committed(stage, shard)
+        lost = {part for part in held.parts if not (self.shard(stage, shard) / part).exists()}
+        if not lost:
+            return held
+        rows = {key: row for key, row in held.rows.items() if row.part not in lost}
+        log.warning(
+            "%s of shard %s has lost %d rows with %s: run the stage again",
+            *(stage, shard, len(held.rows) - len(rows), ", ".join(sorted(lost))),
+        )
+        return replace(held, rows=rows, complete=False)
 
     def read(
         self, held: Manifest, columns: Sequence[str] | None = None, keys: Iterable[str] | None = None

@@ -112,6 +112,7 @@ def make_job(settings: Settings) -> Job:
     def rows(shard: str) -> list[Row]:
         held = require_complete(store, catalog.STAGE, shard, "catalog")
         data = store.read(held)
+        present = store.read(store.manifest(STAGE, shard), ["files"])
         made = []
         for key, row in held.rows.items():
             if row.status is not Status.OK:
@@ -123,7 +124,9 @@ def make_job(settings: Settings) -> Job:
                 "version": data[key]["version"],
                 "code": version,
             }
-            made.append(Row(stage=STAGE, key=key, inputs=inputs, payload={"key": key, **data[key]}))
+            files = present.get(key, {}).get("files", [])
+            stands = all(store.blobs.path(file["sha256"]).exists() for file in files)
+            made.append(Row(stage=STAGE, key=key, inputs=inputs, stands=stands, payload={"key": key, **data[key]}))
         return made
 
     def items(shard: str, todo: list[Row], _held: Mapping[str, Manifest]) -> list[Item]:

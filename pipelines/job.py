@@ -35,6 +35,7 @@ class Row:
         inputs: the parts of its fingerprint; None where only the item's own work can tell them.
         decided: the outcome, where it follows without work from an earlier stage's.
         after: the row of the same item that has to be computed first.
+        stands: whether what an up-to-date row refers to is still there.
         payload: what a worker needs to compute it.
     """
 
@@ -43,6 +44,7 @@ class Row:
     inputs: Mapping[str, str] | None
     decided: Outcome | None = None
     after: tuple[str, str] | None = None
+    stands: bool = True
     payload: Any = None
 
 
@@ -166,6 +168,8 @@ def plan_items(job: Job, store: Store, settings: Settings, active: ShardRun) -> 
         writer = active.writers[row.stage]
         known = writer.rows.get(row.key)
         reason = "new" if known is None else known.needs(row.inputs, settings.limits)
+        if not reason and not row.stands:
+            reason = "lost"
         if not reason and row.after in active.waiting:
             reason = "after"
         if not reason:

@@ -103,7 +103,7 @@ def tally(store: Store, settings: Settings, job: Job, shard: str, counts: Mappin
     for row in rows:
         known: LedgerRow | None = held[row.stage].rows.get(row.key)
         counts[row.stage][0] += 1
-        if row.decided is None and (known is None or known.needs(row.inputs, settings.limits)):
+        if row.decided is None and (known is None or not row.stands or known.needs(row.inputs, settings.limits)):
             counts[row.stage][1] += 1
 
 

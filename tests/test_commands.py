@@ -149,7 +149,7 @@ def test_a_plan_refuses_what_the_disk_cannot_hold(finished):
 
 
 def test_why_shows_every_stage_and_which_part_of_the_fingerprint_changed(finished):
-    root, settings, path = finished
+    root, _, path = finished
     told = program("pipelines.why", "a.obj", "--preset", path, "--renders.samples", "2")
     assert told.returncode == 0, told.stderr
     for stage in ("catalog", "downloads", "views", "renders", "targets", "dataset"):

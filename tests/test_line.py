@@ -168,7 +168,8 @@ def test_overrides_exclude_pin_turn_and_caption(line):
     root, _ = line
     table = root / "overrides.csv"
     table.write_text(
-        'path,exclude,yaw,up_axis,captions\na.obj,true,,,\nb.obj,,180,,\ndeep/er/c.obj,,,x,\npainted.obj,,,,"[""red box""]"\n'
+        "path,exclude,yaw,up_axis,captions\na.obj,true,,,\nb.obj,,180,,\ndeep/er/c.obj,,,x,\n"
+        'painted.obj,,,,"[""red box""]"\n'
     )
     settings = small(root / "store", root / "objects", source={"overrides": table})
     report = run_line(settings)
@@ -242,3 +243,26 @@ def test_another_number_of_shards_is_refused(line):
     root, _ = line
     with pytest.raises(ValueError, match="has 2 shards"):
         open_store(small(root / "store", root / "objects", catalog={"shards": 4}))
+
+
+def test_a_lost_part_is_made_again_with_its_rows_and_nothing_else(line):
+    _, settings = line
+    before = digests(settings)
+    store = open_store(settings)
+    for stage in ("views", "targets"):
+        shard = store_shard(store, "a.obj")
+        held = store.manifest(stage, shard)
+        gone = next(row.part for row in held.rows.values() if row.part)
+        lost = sum(row.part == gone for row in held.rows.values())
+        (store.shard(stage, shard) / gone).unlink()
+        assert counters(run_line(settings)) == {**NOTHING, stage: lost}
+        assert digests(settings) == before
+
+
+def test_a_lost_source_file_is_fetched_again(line):
+    root, settings = line
+    blob = next(path for path in (root / "store" / "blobs").glob("??/*"))
+    blob.unlink()
+    report = run_line(settings)
+    assert counters(report) == {**NOTHING, "downloads": 1}
+    assert blob.exists()

@@ -110,13 +110,12 @@ def inline(place):
 
 
 @pytest.fixture(scope="module")
-def slow_site(place, surroundings, head):
+def slow_site(place, surroundings, head, inline):
     """``dagster dev`` over objects that keep Blender busy for minutes; views are made already."""
     settings = environment(
         place / "slow", place / "objects", COMPUTE__MODE="job", COMPUTE__ADDRESS=head.address, **SLOW
     )
-    for stage in ("catalog", "downloads", "views"):
-        program({**settings, "GAP3D_COMPUTE__WORKERS": "0"}, stage)
+    shutil.copytree(place / "inline", place / "slow")  # other settings of renders: views stand, renders do not
     with Site(place / "site", {**surroundings, **settings}) as site:
         yield site
 
@@ -192,15 +191,17 @@ def test_every_stage_by_ray_job_submit_writes_what_it_writes_inline(place, surro
 
 def test_with_one_setting_the_same_materialisation_is_a_ray_job_with_equal_digests(place, surroundings, head, inline):
     settings = environment(place / "dagster", place / "objects", COMPUTE__MODE="job", COMPUTE__ADDRESS=head.address)
+    shutil.copytree(place / "inline" / "blobs", place / "dagster" / "blobs")
+    shutil.copytree(place / "inline" / "toys" / "downloads", place / "dagster" / "toys" / "downloads")
     first = dagster(surroundings, settings, place / "home", "catalog")
     assert first.returncode == 0, first.stderr[-3000:]
-    second = dagster(surroundings, settings, place / "home", "downloads", "views", "renders", "targets", shard="1")
+    second = dagster(surroundings, settings, place / "home", "views", "renders", "targets", shard="1")
     assert second.returncode == 0, second.stderr[-3000:]
     listed = ray(surroundings, head, "job", "list").stdout
-    for stage in ("catalog-all", "downloads-1", "rendering-1", "targets-1"):
+    for stage in ("catalog-all", "rendering-1", "targets-1"):
         assert f"-{stage}-0" in listed
     made = digests(settings)
-    for stage in ("downloads", "views", "renders", "targets"):
+    for stage in ("views", "renders", "targets"):
         assert made[f"{stage}/1"] == inline[f"{stage}/1"]
     assert {shard: made[f"catalog/{shard}"] for shard in "0123"} == {
         shard: inline[f"catalog/{shard}"] for shard in "0123"
