@@ -14,6 +14,7 @@ from pipelines.report import Report
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
+MISSES = 60  # polls in a row without an answer, then the job is given up
 STOP_S = 10.0  # a job that is asked to stop and has not after so long is reported
 
 
@@ -80,11 +81,19 @@ def submit(
         entrypoint=f"exec {shlex.join(words)}", submission_id=name, metadata={"collection": settings.collection}
     )
     log.info("Ray job %s submitted to %s", job, settings.compute.address)
-    seen, text = 0, ""
+    seen, missed, text = 0, 0, ""
     try:
         while True:
-            status = client.get_job_status(job)
-            text = str(client.get_job_logs(job))
+            try:
+                status = client.get_job_status(job)
+                text = str(client.get_job_logs(job))
+                missed = 0
+            except (OSError, RuntimeError):  # the dashboard is busy or restarts: the job goes on without it
+                missed += 1
+                if missed > MISSES:
+                    raise
+                time.sleep(POLL_S)
+                continue
             end = len(text) if status.is_terminal() else text.rfind("\n") + 1
             if news := shown(text[seen:end]):
                 on_log(news)
