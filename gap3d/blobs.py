@@ -1,5 +1,6 @@
 """Files by content: each user file is copied in once, under its sha256, and never linked."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -49,7 +50,7 @@ class Blobs:
                     writer.write(chunk)
                 writer.flush()
                 final = self.path(state.hexdigest())
-                known = renew(final)
+                known = final.exists() and final.stat().st_size == size and renew(final)
                 if not known:
                     os.fsync(writer.fileno())
             if not known:
@@ -67,12 +68,15 @@ class Blobs:
             tree: a folder that does not exist yet.
 
         Raises:
-            FileNotFoundError: a blob is gone from the store.
+            FileNotFoundError: a blob is gone from the store, or was damaged there.
         """
         for path, sha256 in files.items():
             target = tree / path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.path(sha256), target)
+            if sha256_of(target) != sha256:
+                self.path(sha256).unlink()  # damaged on the disk: the next run of downloads brings it again
+                raise FileNotFoundError(errno.ENOENT, "damaged, and removed", str(self.path(sha256)))
             target.chmod(0o444)
 
     def all(self) -> Iterator[Path]:

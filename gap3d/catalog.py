@@ -2,9 +2,11 @@
 
 import ast
 import csv
+import errno
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,13 +17,14 @@ import pyarrow.parquet as pq
 
 from gap3d import fingerprints
 from gap3d.blobs import sha256_of
-from gap3d.records import Failure, Outcome, Status
+from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.references import FILE_TYPES, Closure, closure, file_type_of
 from gap3d.settings import CatalogSettings
 
 log = logging.getLogger(__name__)
 
 UP_AXES = ("x", "y", "z", "-x", "-y", "-z")
+CAPTION_BYTES = 1 << 24  # the longest cell of a table
 OVERRIDE_COLUMNS = ("path", "exclude", "yaw", "up_axis", "captions")
 
 
@@ -55,14 +58,14 @@ def parse_captions(text: str | Iterable[str] | None) -> list[str]:
     if isinstance(text, str):
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             try:
                 found = ast.literal_eval(text)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 found = text
         if isinstance(found, str) or not isinstance(found, Iterable):
             found = [text if not isinstance(found, str) else found]
-    texts = [str(caption).strip() for caption in found if caption is not None]
+    texts = [str(caption).encode("utf-8", "replace").decode().strip() for caption in found if caption is not None]
     return sorted(dict.fromkeys(t for t in texts if t), key=len, reverse=True)
 
 
@@ -76,9 +79,13 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         rows = pq.read_table(path).to_pylist()
         names = list(rows[0]) if rows else ["path"]
     else:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, names = list(reader), list(reader.fieldnames or [])
+        csv.field_size_limit(CAPTION_BYTES)
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                rows, names = list(reader), list(reader.fieldnames or [])
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no CSV in UTF-8: {error}") from error
     if "path" not in names:
         raise ValueError(
             f"{path} has columns {names}; it needs one named path, with paths relative to the source folder"
@@ -105,6 +112,8 @@ def read_overrides(path: Path) -> dict[str, Override]:
                 f"{path} has unknown columns {sorted(map(str, unknown))}; known are {', '.join(OVERRIDE_COLUMNS)}"
             )
         cells = {name: str(value).strip() for name, value in row.items() if value is not None and str(value).strip()}
+        if "path" not in cells:
+            raise ValueError(f"{path} line {number}: the path is empty")
         exclude = cells.get("exclude", "false").lower()
         axis = cells.get("up_axis", "").lower() or None
         if exclude not in ("true", "false", "1", "0", "yes", "no"):
@@ -113,6 +122,8 @@ def read_overrides(path: Path) -> dict[str, Override]:
             raise ValueError(f"{path} line {number}: up_axis = {axis!r} must be one of {', '.join(UP_AXES)}")
         try:
             yaw = float(cells["yaw"]) if "yaw" in cells else None
+            if yaw is not None and not math.isfinite(yaw):
+                raise ValueError
         except ValueError:
             raise ValueError(f"{path} line {number}: yaw = {cells['yaw']!r} must be a number of degrees") from None
         overrides[cells["path"]] = Override(
@@ -127,7 +138,7 @@ def read_overrides(path: Path) -> dict[str, Override]:
 def walk(root: Path) -> Iterator[str]:
     """Paths of 3D files below a folder, relative to it, in a stable order."""
     ignored = 0
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=unreadable):
         folders.sort()
         for name in sorted(names):
             if file_type_of(name) in FILE_TYPES:
@@ -137,13 +148,21 @@ def walk(root: Path) -> Iterator[str]:
     log.info("%s: %d files of other types are no objects of their own", root, ignored)
 
 
+def unreadable(error: OSError) -> None:
+    """A folder that can't be listed stops the catalog: without it, its objects would seem to be gone."""
+    if error.errno == errno.ENAMETOOLONG:
+        log.error("%s: nested too deep to be read; its files are left out", str(error.filename)[:200])
+        return
+    raise SystemicFault(f"{error.filename} can't be listed: {error.strerror}") from error
+
+
 def stamp_of(root: Path, found: Closure) -> str:
     """Sizes and times of an object's files: equal stamps mean that nothing has to be read again."""
     entries: dict[str, list[int] | None] = {}
     for path in found.files:
         stat = (root / path).stat()
         entries[path] = [stat.st_size, stat.st_mtime_ns]
-    for path in found.missing:
+    for path in found.watched:
         entries[path] = None
     return json.dumps(entries, sort_keys=True)
 
@@ -212,7 +231,8 @@ def folder_rows(
     """
     for path in walk(root) if paths is None else paths:
         shown = path.encode("utf-8", "backslashreplace").decode()
-        object_id = object_id_of(source, shown)
+        # A name that is not UTF-8 can't be shown as it is; its bytes are its own all the same.
+        object_id = object_id_of(source, path if shown == path else f"\0{os.fsencode(path).hex()}")
         override = overrides.get(path, Override())
         shard = fingerprints.shard_of(object_id, settings.shards)
         outcome = Outcome(stage="catalog", key=object_id, data={})

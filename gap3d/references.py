@@ -55,6 +55,7 @@ class Closure:
 
     files: tuple[str, ...]  # the main file first
     missing: tuple[str, ...]  # referred to, inside the root, and not there
+    watched: tuple[str, ...] = ()  # where the missing ones were looked for: one that appears there is a companion
 
 
 def file_type_of(path: str) -> str:
@@ -70,7 +71,7 @@ def closure(root: Path, main: str, *, limit: int = 4096) -> Closure:
             main file is not there, ``too_large`` past ``limit`` files.
     """
     base = root.resolve()
-    todo, files, missing = [main], [], set()
+    todo, files, missing, watched = [main], [], set(), set()
     inside(base, main, main)
     if not (base / main).is_file():
         raise Failure(Status.MISSING, f"no such file: {main}")
@@ -81,20 +82,19 @@ def closure(root: Path, main: str, *, limit: int = 4096) -> Closure:
         if len(files) > limit:
             raise Failure(Status.TOO_LARGE, f"more than {limit} companion files")
         for reference in references(base / current):
-            found = locate(base, current, reference)
-            for path in [reference.text] if found is None else found:
-                if path in seen:
-                    continue
-                seen.add(path)
-                if found is None:
-                    missing.add(path.replace("\\", "/"))
-                else:
-                    todo.append(path)
-    return Closure(files=(main, *sorted(f for f in files if f != main)), missing=tuple(sorted(missing)))
+            found, tried = locate(base, current, reference)
+            todo += [path for path in found if path not in seen]
+            seen |= set(found)
+            if not found:
+                missing.add(reference.text.replace("\\", "/"))
+                watched |= set(tried)
+    others = sorted(file for file in files if file != main)
+    return Closure((main, *others), tuple(sorted(missing)), tuple(sorted(watched)))
 
 
-def locate(base: Path, holder: str, reference: Reference) -> list[str] | None:
-    """Files under ``base`` that a reference in file ``holder`` names; None where none is there."""
+def locate(base: Path, holder: str, reference: Reference) -> tuple[list[str], list[str]]:
+    """Files under ``base`` that a reference in file ``holder`` names, and the places that were looked at."""
+    tried: list[str] = []
     text = reference.text.replace("\\", "/")
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text)
     absolute = text.startswith("/") or (scheme is not None)
@@ -110,17 +110,20 @@ def locate(base: Path, holder: str, reference: Reference) -> list[str] | None:
             if reference.strict:
                 raise Failure(Status.FORBIDDEN_REFERENCE, f"{holder} refers to {text[:200]}")
             continue
+        if "\0" in path or len(path) >= 1024:
+            continue
+        tried.append(path)
         if "<UDIM>" in path:
             stem, tail = PurePosixPath(path).name.split("<UDIM>", 1)
             parent = base / PurePosixPath(path).parent
             pattern = re.compile(re.escape(stem) + r"\d{4}" + re.escape(tail) + "$")
             tiles = sorted(p for p in parent.iterdir() if pattern.match(p.name)) if parent.is_dir() else []
             if tiles:
-                return [p.relative_to(base).as_posix() for p in tiles]
-        elif "\0" not in path and len(path) < 1024 and is_file(base / path):
+                return [p.relative_to(base).as_posix() for p in tiles], tried
+        elif is_file(base / path):
             inside(base, path, text)
-            return [path]
-    return None
+            return [path], tried
+    return [], tried
 
 
 def is_file(path: Path) -> bool:
@@ -146,7 +149,11 @@ def normalise(path: PurePosixPath) -> str | None:
 
 def inside(base: Path, path: str, text: str) -> None:
     """Refuse a path whose links lead out of the root."""
-    if not (base / path).resolve().is_relative_to(base):
+    try:
+        ends = (base / path).resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
+        raise Failure(Status.MISSING, f"{text[:200]}: {error}") from error
+    if not ends.is_relative_to(base):
         raise Failure(Status.FORBIDDEN_REFERENCE, f"{text[:200]} is a link that leads outside the source folder")
 
 
@@ -159,12 +166,13 @@ def references(path: Path) -> Iterator[Reference]:
     if reader is None:
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        yield from reader(data)
+        for reference in reader(data):  # JSON can spell half a character, which no file name and no UTF-8 has
+            yield Reference(reference.text.encode("utf-8", "replace").decode(), reference.strict)
 
 
 def of_obj(data: mmap.mmap) -> Iterator[Reference]:
     """``mtllib`` lines; several names may stand in one line, and names may hold spaces."""
-    for match in re.finditer(rb"^\s*mtllib[ \t]+([^\r\n]+)", data, re.MULTILINE):
+    for match in re.finditer(rb"^[ \t]*mtllib[ \t]+([^\r\n]+)", data, re.MULTILINE):
         line = decode(match[1]).strip()
         yield Reference(line, strict=True)
         if " " in line and not line.lower().endswith(".mtl"):
@@ -173,7 +181,7 @@ def of_obj(data: mmap.mmap) -> Iterator[Reference]:
 
 def of_mtl(data: mmap.mmap) -> Iterator[Reference]:
     """Texture maps: the rest of the line after options such as ``-bm 0.5`` or ``-s 1 1 1``."""
-    keys = rb"^\s*(?:map_\w+|bump|disp|decal|refl|norm)[ \t]+([^\r\n]+)"
+    keys = rb"^[ \t]*(?:map_\w+|bump|disp|decal|refl|norm)[ \t]+([^\r\n]+)"
     for match in re.finditer(keys, data, re.MULTILINE | re.IGNORECASE):
         text = re.sub(
             r"^(?:-\w+(?:[ \t]+(?:on|off|-?[\d.]+(?:e-?\d+)?|sphere|cube_\w+|[rgbmlz]))*[ \t]+)*", "", decode(match[1])
@@ -248,7 +256,7 @@ def of_dae(data: mmap.mmap) -> Iterator[Reference]:
     """COLLADA ``init_from``, in any XML encoding."""
     text = data[:READ_LIMIT]
     decoded = text.decode("utf-16", "replace") if text[:2] in (b"\xff\xfe", b"\xfe\xff") else decode(text)
-    for match in re.finditer(r"<init_from[^>]*>\s*(?:<ref>)?([^<]{1,1024})", decoded):
+    for match in re.finditer(r"<init_from[^<>]{0,256}>\s*(?:<ref>)?([^<]{1,1024})", decoded):
         path = unquote(match[1].strip()).removeprefix("file://")
         if path.lower().endswith(TEXTURE_SUFFIXES):  # else the id of an image element
             yield Reference(path, strict=path.startswith(".."))

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from gap3d import catalog, fingerprints
 from gap3d.records import Outcome
+from gap3d.references import FILE_TYPES
 from gap3d.schemas import CATALOG
 from gap3d.settings import Settings
 from gap3d.store import Store
@@ -42,6 +43,8 @@ def rows(settings: Settings, previous: Mapping[str, Mapping[str, Any]]) -> Itera
     captions = catalog.read_captions(table) if table.is_file() else {}
     overrides = catalog.read_overrides(settings.source.overrides) if settings.source.overrides else {}
     paths = list(catalog.walk(folder))
+    if not paths:  # more likely a disk that is not mounted than a wish to forget every object
+        raise ValueError(f"{folder} holds no 3D file: known types are {', '.join(FILE_TYPES)}")
     catalog.log_unknown("captions", captions, paths)
     catalog.log_unknown("overrides", overrides, paths)
     listed = tqdm(paths, desc=STAGE, unit="object", dynamic_ncols=True)
@@ -65,6 +68,8 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
         seen: dict[str, set[str]] = {shard: set() for shard in store.shards}
         added = dict.fromkeys(store.shards, 0)
         for shard, outcome in rows(settings, previous):
+            if outcome.key in seen[shard]:
+                raise RuntimeError(f"two objects have the key {outcome.key}")
             seen[shard].add(outcome.key)
             inputs = {"row": fingerprints.digest_of([outcome.status, outcome.reason, outcome.data]), "code": version}
             known = writers[shard].rows.get(outcome.key)

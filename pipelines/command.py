@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
@@ -64,6 +64,7 @@ def load_settings(
         flags: parsed command-line flags.
         values: settings by name, over everything else.
     """
+    refuse_unknown_environment()
     name = preset or os.environ.get("GAP3D_PRESET") or "demo"
     content = read_preset(name)
     resolved = Path(name).name == RESOLVED
@@ -89,6 +90,23 @@ def load_settings(
             return content
 
     return Settings.model_construct(**dict(Resolved(**values)))
+
+
+def refuse_unknown_environment() -> None:
+    """A misspelt variable would otherwise change nothing, without a word.
+
+    Raises:
+        SettingsError: the environment has a ``GAP3D_`` variable that names no setting.
+    """
+    for name in os.environ:
+        section, _, rest = name.removeprefix("GAP3D_").lower().partition("__")
+        if not name.startswith("GAP3D_") or name == "GAP3D_PRESET":
+            continue
+        field = Settings.model_fields.get(section)
+        if field is None or bool(rest) != (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
+            raise SettingsError(f"{name} names no setting: write GAP3D_<SECTION>__<NAME>, e.g. GAP3D_RENDERS__SAMPLES")
 
 
 def open_store(settings: Settings) -> Store:

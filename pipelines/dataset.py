@@ -12,7 +12,7 @@ from gap3d.schemas import DATASET
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines.command import open_store, stage_main
-from pipelines.job import require_complete
+from pipelines.job import NotReady, require_complete
 from pipelines.report import Report, ShardReport
 
 STAGE = "dataset"
@@ -65,6 +65,10 @@ def outcomes(store: Store, count: int | None) -> list[tuple[Outcome, str]]:
                 )
                 found.append((-1, outcome, row.digest))
                 continue
+            if object_id not in catalog:
+                raise NotReady(
+                    f"targets of shard {shard} are older than the catalog: run `python -m pipelines.line` first"
+                )
             entry: dict[str, Any] = catalog[object_id]
             data = {
                 "object_id": object_id,

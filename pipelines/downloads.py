@@ -112,7 +112,8 @@ def make_job(settings: Settings) -> Job:
     def rows(shard: str) -> list[Row]:
         held = require_complete(store, catalog.STAGE, shard, "catalog")
         data = store.read(held)
-        present = store.read(store.manifest(STAGE, shard), ["files"])
+        mine = store.manifest(STAGE, shard)
+        recent, present = mine.rows, store.read(mine, ["files"])
         made = []
         for key, row in held.rows.items():
             if row.status is not Status.OK:
@@ -125,7 +126,12 @@ def make_job(settings: Settings) -> Job:
                 "code": version,
             }
             files = present.get(key, {}).get("files", [])
-            stands = all(store.blobs.path(file["sha256"]).exists() for file in files)
+            # What a source could not give a moment ago it may give now: asked for again by every run.
+            failed = recent.get(key)
+            absent = (
+                failed is not None and not failed.origin and failed.status in (Status.MISSING, Status.HASH_MISMATCH)
+            )
+            stands = not absent and all(store.blobs.path(file["sha256"]).exists() for file in files)
             made.append(Row(stage=STAGE, key=key, inputs=inputs, stands=stands, payload={"key": key, **data[key]}))
         return made
 

@@ -95,7 +95,7 @@ def require_complete(store: Store, stage: str, shard: str, program: str) -> Mani
 def follower(stage: str, key: str, origin: str, row: Any) -> Outcome:
     """The outcome of an object whose earlier stage failed: the same status, and where it comes from."""
     first = row.origin or origin
-    inputs = {"origin": first, "status": row.status.value}
+    inputs = {"origin": first, "status": row.status.value, "reason": row.reason}
     return Outcome(stage=stage, key=key, status=row.status, reason=row.reason, origin=first, inputs=inputs)
 
 

@@ -1,5 +1,6 @@
 """line: the whole line on one machine: catalog, downloads, views and renders, targets, dataset."""
 
+import shlex
 import signal
 import sys
 import time
@@ -51,14 +52,14 @@ def main() -> None:
     write_atomically(sheet, collection_sheet(store, store.shards))
     saved = store.folder / "settings.json"
     write_atomically(saved, resolved(settings).model_dump_json(indent=1).encode())
-    with_these = "" if settings == load_settings() else f"GAP3D_PRESET={saved} "
+    with_these = "" if settings == load_settings() else f"GAP3D_PRESET={shlex.quote(str(saved))} "
     say(
         "",
         f"Collection {settings.collection!r} in {store.folder}, {time.monotonic() - started:.0f} s:",
         *report.lines(),
         f"encoder:  {targets.label(settings)}",
         f"pictures: {sheet}",
-        f"why:      {sys.executable} -m pipelines.why --preset {saved} OBJECT_ID_OR_PATH",
+        f"why:      {shlex.join([sys.executable, '-m', 'pipelines.why', '--preset', str(saved)])} OBJECT_ID_OR_PATH",
         f"UI:       {with_these}make ui, then http://127.0.0.1:3000",
     )
 

@@ -290,6 +290,10 @@ def make_job(settings: Settings, stages: Sequence[str] = STAGES) -> Job:
                     for stage in stages
                 ]
                 continue
+            if key not in wishes:
+                raise NotReady(
+                    f"downloads of shard {shard} are older than the catalog: run `python -m pipelines.downloads` first"
+                )
             wish = wishes[key]
             shape = {"bundle": files[key]["bundle"], "up_axis": wish["up_axis"] or ""}
             payload = {"object_id": key, **files[key], **wish}

@@ -1,6 +1,7 @@
 """why: an object's way through the stages: statuses, reasons, and what a run now would compute again."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,10 +18,15 @@ STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")
 
 
 def find(store: Store, name: str, source: str) -> tuple[str, str] | None:
-    """(object_id, shard) of an object, by its id, the start of its id, or its identifier."""
+    """(object_id, shard) of an object, by its id, six or more characters of it, its path, or the end of its path."""
     for shard in store.shards:
-        for key in store.manifest("catalog", shard).rows:
-            if key == object_id_of(source, name) or (len(name) >= 6 and key.startswith(name)):
+        held = store.manifest("catalog", shard)
+        named = store.read(held, ["identifier"])
+        for key in held.rows:
+            identifier = named.get(key, {}).get("identifier", "")
+            if key == object_id_of(source, name) or identifier.endswith(f"/{name}"):
+                return key, shard
+            if len(name) >= 6 and key.startswith(name):
                 return key, shard
     return None
 
@@ -119,7 +125,8 @@ def main() -> None:
             known_inputs = inputs.get((stage, key), row.inputs)
             say(*explain(store, settings, stage, row, known_inputs))
     if entry and settings.source.path:
-        say(f"repeat     python -m render {settings.source.path / entry['identifier']}")
+        file = str(settings.source.path / entry["identifier"])
+        say(f"repeat     {shlex.join(['python', '-m', 'render', '--', file])}")
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_why_shows_every_stage_and_which_part_of_the_fingerprint_changed(finishe
     broken = program("pipelines.why", object_id_of("folder", "broken.glb")[:8], "--preset", path)
     assert "import_error" in broken.stdout
     assert "passed on from views" in broken.stdout
-    assert f"python -m render {root / 'objects' / 'broken.glb'}" in broken.stdout
+    assert f"python -m render -- {root / 'objects' / 'broken.glb'}" in broken.stdout
     missing = program("pipelines.why", "nothing.obj", "--preset", path)
     assert missing.returncode == 1
     assert "no object" in missing.stderr
@@ -201,3 +201,30 @@ def test_gc_frees_nothing_of_a_finished_collection(finished):
     told = program("pipelines.gc", "--preset", finished[2], "--grace-hours", "0")
     assert told.returncode == 0, told.stderr
     assert "freed 0.0 MB in 0 files" in told.stdout
+
+
+def test_a_misspelt_variable_is_refused(monkeypatch):
+    monkeypatch.setenv("GAP3D_RENDERS_SAMPLES", "3")
+    with pytest.raises(SettingsError, match="GAP3D_RENDERS_SAMPLES names no setting"):
+        load_settings("demo")
+
+
+def test_a_plan_and_the_line_go_on_when_an_object_is_gone(tmp_path):
+    write_objects(tmp_path / "objects")
+    settings = small(tmp_path / "store", tmp_path / "objects")
+    run_line(settings)
+    (tmp_path / "objects" / "a.obj").unlink()
+    catalog.run(settings)
+    assert make_plan(settings)
+    path = tmp_path / "settings.json"
+    path.write_text(settings.model_dump_json())
+    told = program("pipelines.line", "--preset", path)
+    assert told.returncode == 0, told.stderr
+    assert "4 rows" in told.stdout
+
+
+def test_an_empty_source_forgets_nothing(finished, tmp_path):
+    (tmp_path / "empty").mkdir()
+    settings = small(finished[0] / "store", tmp_path / "empty")
+    with pytest.raises(ValueError, match="holds no 3D file"):
+        catalog.run(settings)

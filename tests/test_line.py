@@ -6,7 +6,7 @@ import pytest
 from folders import counters, digests, run_line, small, write_box, write_objects
 
 from gap3d.catalog import object_id_of
-from gap3d.records import Status
+from gap3d.records import Status, SystemicFault
 from pipelines import downloads, rendering
 from pipelines.command import open_store
 
@@ -266,3 +266,41 @@ def test_a_lost_source_file_is_fetched_again(line):
     report = run_line(settings)
     assert counters(report) == {**NOTHING, "downloads": 1}
     assert blob.exists()
+
+
+def test_a_companion_added_later_recomputes_its_object(line):
+    root, settings = line
+    write_box(root / "objects" / "late" / "late.obj", 2.0, material="late")
+    library = root / "objects" / "late" / "late.mtl"
+    content = library.read_text()
+    library.unlink()
+    run_line(settings)
+    library.write_text(content)
+    assert counters(run_line(settings)) == dict.fromkeys(NOTHING, 1)
+
+
+def test_a_damaged_source_file_is_found_and_fetched_again(line):
+    root, _ = line
+    settings = small(root / "store", root / "objects", renders={"samples": 2})
+    before = {path: path.read_bytes() for path in (root / "store" / "blobs").glob("??/*")}
+    damaged = next(path for path, content in before.items() if b"o cube" in content)
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"x" * len(before[damaged]))
+    with pytest.raises(SystemicFault, match="run downloads again"):
+        run_line(settings)
+    assert run_line(settings).by_status("renders") == {"import_error": 1, "ok": 4}
+    assert damaged.read_bytes() == before[damaged]
+
+
+def test_what_a_source_could_not_give_is_asked_for_again(line):
+    root, settings = line
+    source = root / "objects" / "a.obj"
+    content = source.read_text()
+    write_box(source, 9.0)
+    from pipelines import catalog
+
+    catalog.run(settings)
+    source.write_text(content)
+    assert downloads.run(settings, open_store(settings).shards).by_status("downloads") == {"hash_mismatch": 1, "ok": 4}
+    write_box(source, 9.0)
+    assert downloads.run(settings, open_store(settings).shards).by_status("downloads") == {"ok": 5}

@@ -88,3 +88,34 @@ def test_options_and_spaces_in_material_lines_are_understood(tmp_path):
     found = closure(tmp_path, "m.obj")
     assert set(found.files) == {"m.obj", "all mats.mtl", "my wood.png", "bump.png"}
     assert found.missing == ("gone.png",)
+
+
+def test_a_circle_of_links_and_half_a_character_cost_their_own_row(tmp_path):
+    (tmp_path / "loop.mtl").symlink_to("loop.mtl")
+    (tmp_path / "a.gltf").write_text(r'{"images": [{"uri": "\ud800.png"}]}')
+    assert closure(tmp_path, "a.gltf").missing == ("?.png",)
+    with pytest.raises(Failure) as caught:
+        closure(tmp_path, "loop.mtl")
+    assert caught.value.status is Status.MISSING
+
+
+def test_a_long_run_of_empty_lines_is_read_in_linear_time(tmp_path):
+    (tmp_path / "a.obj").write_bytes(b"\n" * 3_000_000)  # a quadratic search would take days
+    assert closure(tmp_path, "a.obj").files == ("a.obj",)
+
+
+def test_a_companion_that_appears_later_is_looked_for_where_it_would_be(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "m.obj").write_text("mtllib later.mtl\n")
+    (tmp_path / "sub" / "n.mtl").write_text("map_Kd /home/artist/wood.png\n")
+    assert closure(tmp_path, "sub/m.obj").watched == ("sub/later.mtl",)
+    assert closure(tmp_path, "sub/n.mtl").watched == ("sub/wood.png",)
+
+
+def test_a_missing_file_hides_no_other_of_the_same_name(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "tex.png").write_bytes(b"p")
+    (tmp_path / "sub" / "m.mtl").write_text("map_Kd tex.png\nmap_Ks ../tex.png\n")
+    found = closure(tmp_path, "sub/m.mtl")
+    assert found.files == ("sub/m.mtl", "tex.png")
+    assert found.missing == ("tex.png",)
