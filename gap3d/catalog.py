@@ -95,7 +95,10 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 def read_captions(path: Path) -> dict[str, list[str]]:
     """Captions by path relative to the source folder."""
-    return {str(row["path"]): parse_captions(row.get("captions")) for row in read_table(path)}
+    rows = read_table(path)
+    if rows and "captions" not in rows[0]:
+        raise ValueError(f"{path} has columns {list(rows[0])}; it needs one named captions")
+    return {str(row["path"]): parse_captions(row["captions"]) for row in rows}
 
 
 def read_overrides(path: Path) -> dict[str, Override]:

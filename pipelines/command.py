@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from types import FrameType
@@ -148,6 +149,25 @@ def stop(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def sentences(made: argparse.ArgumentParser) -> Iterator[None]:
+    """Known faults as one sentence and an exit code, without a traceback."""
+    try:
+        yield
+    except BrokenPipeError:
+        os._exit(0)  # the reader, ``head`` say, has seen enough
+    except (NotReady, LeaseHeld, SystemicFault, ValueError, OSError) as error:
+        made.exit(1, f"{made.prog}: {error}\n")
+    except KeyboardInterrupt:
+        made.exit(130, f"{made.prog}: stopped; finished rows are kept, run it again to go on\n")
+
+
+def require_catalog(store: Store) -> None:
+    """Raises NotReady for a collection without a catalog, such as a misspelt one."""
+    if not all(store.manifest("catalog", shard).complete for shard in store.shards):
+        raise NotReady(f"collection {store.collection} has no catalog yet: run `python -m pipelines.catalog` first")
+
+
 def stage_main(stage: str, doc: str, run: Callable[[Settings, Sequence[str]], Report], *, sharded: bool = True) -> None:
     """The program of a stage: ``python -m pipelines.<stage>``."""
     made = parser(doc)
@@ -156,7 +176,7 @@ def stage_main(stage: str, doc: str, run: Callable[[Settings, Sequence[str]], Re
     made.add_argument("--report", type=Path, help="write the run's report (JSON) here")
     known, settings = parse(made)
     signal.signal(signal.SIGTERM, stop)
-    try:
+    with sentences(made):
         keys = open_store(settings).shards
         wanted = sorted(set(known.shards.split(","))) if sharded and known.shards else keys
         unknown = sorted(set(wanted) - set(keys))
@@ -165,11 +185,7 @@ def stage_main(stage: str, doc: str, run: Callable[[Settings, Sequence[str]], Re
         report = run(settings, wanted)
         if known.report:
             report.save(known.report)
-    except (NotReady, LeaseHeld, SystemicFault, ValueError, OSError) as error:
-        made.exit(1, f"{made.prog}: {error}\n")
-    except KeyboardInterrupt:
-        made.exit(130, f"{made.prog}: stopped; finished rows are kept, run it again to go on\n")
-    say(*report.lines())
+        say(*report.lines())
 
 
 def say(*lines: str) -> None:

@@ -9,7 +9,7 @@ from gap3d.records import Status
 from gap3d.settings import Settings
 from gap3d.store import Store, free_bytes
 from pipelines import downloads, rendering, targets
-from pipelines.command import open_store, parse, parser, say
+from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
 from pipelines.job import Job, NotReady
 
 # Seconds and bytes of one row, measured on the demo (two cores of a virtual AMD EPYC, `make demo`); a
@@ -135,14 +135,14 @@ def main() -> None:
     """The program."""
     made = parser(__doc__ or "")
     _, settings = parse(made)
-    store = open_store(settings)
-    if not all(store.manifest("catalog", shard).complete for shard in store.shards):
-        made.exit(1, "no catalog yet: run `python -m pipelines.catalog` first (it reads files and computes nothing)\n")
-    plans = make_plan(settings)
-    free = free_bytes(store.root)
-    say(*lines(plans, settings, free))
-    if why := refusal(plans, free):
-        made.exit(1, why + "\n")
+    with sentences(made):
+        store = open_store(settings)
+        require_catalog(store)
+        plans = make_plan(settings)
+        free = free_bytes(store.root)
+        say(*lines(plans, settings, free))
+        if why := refusal(plans, free):
+            made.exit(1, why + "\n")
 
 
 if __name__ == "__main__":

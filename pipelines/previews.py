@@ -6,7 +6,7 @@ from pathlib import Path
 from gap3d.parts import write_atomically
 from gap3d.report import Tile, contact_sheet, tiles_of
 from gap3d.store import Store
-from pipelines.command import open_store, parse, parser, say
+from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
 
 
 def shard_tiles(store: Store, shard: str, first: int = 24) -> list[Tile]:
@@ -42,9 +42,11 @@ def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--out", type=Path, default=Path("contact_sheet.jpg"))
     known, settings = parse(made)
-    store = open_store(settings)
-    write_atomically(known.out.absolute(), collection_sheet(store, store.shards))
-    say(f"wrote {known.out}")
+    with sentences(made):
+        store = open_store(settings)
+        require_catalog(store)
+        write_atomically(known.out.absolute(), collection_sheet(store, store.shards))
+        say(f"wrote {known.out}")
 
 
 if __name__ == "__main__":

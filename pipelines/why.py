@@ -11,7 +11,7 @@ from gap3d.manifest import LedgerRow
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines import downloads, rendering, targets
-from pipelines.command import open_store, parse, parser, say
+from pipelines.command import open_store, parse, parser, say, sentences
 from pipelines.job import Job, NotReady
 
 STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")
@@ -108,25 +108,26 @@ def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("object", help="an object_id, the start of one, or a path relative to the source folder")
     known, settings = parse(made)
-    store = open_store(settings)
-    place = find(store, known.object, settings.source.kind)
-    if place is None:
-        made.exit(1, f"no object {known.object!r} in the catalog of collection {store.collection} ({store.root})\n")
-    object_id, shard = place
-    say(f"object_id  {object_id}")
-    entry = store.read(store.manifest("catalog", shard), keys=[object_id]).get(object_id)
-    if entry:
-        say(*describe(entry, store))
-    inputs = expected_inputs(settings, shard)
-    for stage, key, row in rows_of(store, object_id, shard):
-        if row is None:
-            say(f"{stage:>9}  no row yet")
-        else:
-            known_inputs = inputs.get((stage, key), row.inputs)
-            say(*explain(store, settings, stage, row, known_inputs))
-    if entry and settings.source.path:
-        file = str(settings.source.path / entry["identifier"])
-        say(f"repeat     {shlex.join(['python', '-m', 'render', '--', file])}")
+    with sentences(made):
+        store = open_store(settings)
+        place = find(store, known.object, settings.source.kind)
+        if place is None:
+            made.exit(1, f"no object {known.object!r} in the catalog of collection {store.collection} ({store.root})\n")
+        object_id, shard = place
+        say(f"object_id  {object_id}")
+        entry = store.read(store.manifest("catalog", shard), keys=[object_id]).get(object_id)
+        if entry:
+            say(*describe(entry, store))
+        inputs = expected_inputs(settings, shard)
+        for stage, key, row in rows_of(store, object_id, shard):
+            if row is None:
+                say(f"{stage:>9}  no row yet")
+            else:
+                known_inputs = inputs.get((stage, key), row.inputs)
+                say(*explain(store, settings, stage, row, known_inputs))
+        if entry and settings.source.path:
+            file = str(settings.source.path / entry["identifier"])
+            say(f"repeat     {shlex.join(['python', '-m', 'render', '--', file])}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ STAGES = [
     "plan",
     "why",
     "gc",
+    "verify",
     "previews",
 ]
 
@@ -228,3 +229,37 @@ def test_an_empty_source_forgets_nothing(finished, tmp_path):
     settings = small(finished[0] / "store", tmp_path / "empty")
     with pytest.raises(ValueError, match="holds no 3D file"):
         catalog.run(settings)
+
+
+def test_verify_finds_a_flipped_bit_and_says_how_to_mend_it(tmp_path):
+    write_objects(tmp_path / "objects")
+    settings = small(tmp_path / "store", tmp_path / "objects")
+    run_line(settings)
+    path = tmp_path / "settings.json"
+    path.write_text(settings.model_dump_json())
+    assert "0 shards damaged" in program("pipelines.verify", "--preset", path).stdout
+    store = open_store(settings)
+    held = next(held for held in (store.manifest("targets", shard) for shard in store.shards) if held.parts)
+    part = store.shard("targets", held.shard) / sorted(held.parts)[0]
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    told = program("pipelines.verify", "--preset", path)
+    assert told.returncode == 1
+    assert part.name in told.stdout
+    assert f"rm -r {part.parent}" in told.stderr
+
+
+@pytest.mark.parametrize("module", ["pipelines.plan", "pipelines.previews", "pipelines.verify"])
+def test_a_misspelt_collection_is_a_sentence_and_no_traceback(tmp_path, module):
+    told = program(module, "--store", tmp_path, "--collection", "typo")
+    assert told.returncode == 1
+    assert "has no catalog yet" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_a_table_without_captions_is_refused(tmp_path):
+    write_objects(tmp_path / "objects")
+    (tmp_path / "objects" / "captions.csv").write_text("path,caption\na.obj,a cube\n")
+    with pytest.raises(ValueError, match="needs one named captions"):
+        catalog.run(small(tmp_path / "store", tmp_path / "objects"))

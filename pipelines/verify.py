@@ -1,0 +1,35 @@
+"""verify: read every part against its checksums and its manifest; says what to remove where one is damaged."""
+
+import shlex
+
+from gap3d.store import ALL
+from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
+
+STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")
+
+
+def main() -> None:
+    """The program; exit code 1 where something is damaged."""
+    made = parser(__doc__ or "")
+    _, settings = parse(made)
+    with sentences(made):
+        store = open_store(settings)
+        require_catalog(store)
+        parts, damaged = 0, []
+        for stage in STAGES:
+            for shard in [ALL] if stage == "dataset" else store.shards:
+                try:
+                    held = store.committed(stage, shard)
+                    found, parts = store.verify(held), parts + len(held.parts)
+                except ValueError as error:
+                    found = [str(error)]
+                if found:
+                    say(*found)
+                    damaged.append(str(store.shard(stage, shard)))
+        say(f"{parts} parts read, {len(damaged)} shards damaged")
+        if damaged:
+            made.exit(1, f"to mend: {shlex.join(['rm', '-r', *damaged])}, then run the line again\n")
+
+
+if __name__ == "__main__":
+    main()
