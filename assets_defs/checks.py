@@ -5,10 +5,9 @@ from collections.abc import Iterable
 import dagster as dg
 
 from assets_defs.resources import Compute
+from gap3d.schemas import STAGES
 from gap3d.store import ALL
 from pipelines.command import open_store
-
-STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")
 
 
 def known_damage(context: dg.AssetCheckExecutionContext, key: dg.AssetCheckKey) -> list[str]:

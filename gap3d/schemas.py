@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")  # in the order of the line
 
 
 @dataclass(frozen=True)

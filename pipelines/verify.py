@@ -2,10 +2,9 @@
 
 import shlex
 
+from gap3d.schemas import STAGES
 from gap3d.store import ALL
 from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
-
-STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")
 
 
 def main() -> None:

@@ -8,13 +8,12 @@ from typing import Any
 from gap3d import fingerprints
 from gap3d.catalog import object_id_of
 from gap3d.manifest import LedgerRow
+from gap3d.schemas import STAGES
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines import downloads, rendering, targets
 from pipelines.command import open_store, parse, parser, say, sentences
 from pipelines.job import Job, NotReady
-
-STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")
 
 
 def find(store: Store, name: str, source: str) -> tuple[str, str] | None:
