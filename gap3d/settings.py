@@ -17,7 +17,7 @@ GIB = 1024**3
 class Section(BaseModel):
     """A group of settings: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class SourceSettings(Section):
@@ -65,35 +65,101 @@ class CatalogSettings(Section):
 
 
 class ViewSettings(Section):
-    """Least-occluded view selection (paper A.1.2)."""
+    """Which cameras an object is rendered from (specification 2.2, paper A.1.2)."""
 
+    protocol: Literal["least_occluded", "fixed", "sphere", "condition"] = "least_occluded"
+    """least_occluded: of yaws x pitches the one that sees most of the surface (training).
+
+    fixed: all of yaws x pitches (evaluation). sphere: TRELLIS's multiview, ``count`` Hammersley directions.
+    condition: TRELLIS's condition views, the same with a drawn fov and the radius that belongs to it."""
     points: PositiveInt = 5000
-    """Area-weighted surface samples."""
-    yaws: tuple[float, ...] = (0.0, 90.0, 180.0, 270.0)
-    """Candidate yaws, degrees; ties go to the first."""
-    pitch: float = 30.0
-    """Degrees above the horizon."""
+    """least_occluded: area-weighted surface samples."""
+    yaws: Annotated[tuple[float, ...], Field(min_length=1)] = (0.0, 90.0, 180.0, 270.0)
+    """Degrees; ties go to the first."""
+    pitches: Annotated[tuple[Annotated[float, Field(ge=-90, le=90)], ...], Field(min_length=1)] = (30.0,)
+    """Degrees above the horizon; all yaws at the first pitch, then all at the next."""
     radius: PositiveFloat = 2.0
     """Camera distance from the origin; the object fits [-0.5, 0.5]^3."""
     fov: Annotated[float, Field(gt=0, lt=180)] = 40.0
     """Full field of view, degrees."""
+    count: PositiveInt = 150
+    """sphere, condition: number of views."""
+    fovs: tuple[Annotated[float, Field(gt=0, lt=180)], Annotated[float, Field(gt=0, lt=180)]] = (10.0, 70.0)
+    """condition: least and greatest field of view, degrees."""
     tolerance: PositiveFloat = 1e-3
-    """A point is seen if the first hit is not nearer than its distance less this."""
+    """least_occluded: a point is seen if the first hit is not nearer than its distance less this."""
     seed: int = 0
-    """With the object_id, the seed of the surface samples."""
+    """With the object_id, the seed of the surface samples and of the drawn cameras."""
+
+    @property
+    def images(self) -> int:
+        """Images that the protocol makes of one object."""
+        if self.protocol == "least_occluded":
+            return 1
+        return len(self.yaws) * len(self.pitches) if self.protocol == "fixed" else self.count
 
 
 class RenderSettings(Section):
-    """One Cycles image (specification 2.1)."""
+    """One Cycles image (specification 2.1); the defaults are the paper's."""
 
-    resolution: PositiveInt = 512
+    resolution: Annotated[int, Field(ge=4, le=65536)] = 512
     """Pixels per side."""
-    samples: PositiveInt = 128
-    """Cycles samples per pixel."""
+    samples: Annotated[int, Field(ge=1, le=2**24)] = 128
+    """Cycles samples per pixel, at most."""
+    threshold: Annotated[float, Field(ge=0)] = 0.01
+    """Noise at which adaptive sampling leaves a pixel; 0 takes all samples everywhere."""
     denoise: bool = True
     """OpenImageDenoise on the result."""
+    prefilter: Literal["none", "fast", "accurate"] = "accurate"
+    """What the denoiser does to its albedo and normal guides first; most of the denoiser's time."""
+    denoise_quality: Literal["high", "balanced", "fast"] = "high"
+    """How much work the denoiser does."""
+    idle_light: bool = True
+    """Keep the lamp of the paper's scene that points away from the object: it lights nothing, and draws half the
+    light samples of every pixel; without it the same picture has half the noise."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of Cycles' sampling."""
+    depth: bool = False
+    """Store planar z-depth with every image."""
     threads: PositiveInt = 1
     """CPU threads of one Blender. A result setting: the denoiser's last bit can depend on it."""
+
+
+Action = Literal["flag", "drop", "retry"]
+
+
+class QualitySettings(Section):
+    """What is done about a picture that is suspicious.
+
+    flag: the row is ok and carries the flag. drop: the row is ``rejected``. retry: it is rendered once more in a fresh
+    Blender, and rejected if that does not help.
+    """
+
+    all_black: Action = "flag"
+    """Nothing that is covered is brighter than ``black``."""
+    one_colour: Action = "flag"
+    """All that is covered has the same colour, up to ``even``."""
+    cut_off: Action = "flag"
+    """The object reaches the frame's edge."""
+    coverage: Action = "flag"
+    """The covered share of the frame is outside ``covered``."""
+    missing_textures: Action = "flag"
+    """Images that the object refers to are not there."""
+    duplicate_view: Action = "flag"
+    """An earlier view of the object has the same pixels."""
+    black: Annotated[int, Field(ge=0, le=255)] = 8
+    """Greatest channel value, of 255, that counts as black."""
+    even: Annotated[int, Field(ge=0, le=255)] = 3
+    """Greatest difference of a channel, of 255, that counts as one colour."""
+    covered: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.005, 0.95)
+    """Least and greatest share of the pixels that are not fully transparent."""
+
+    @model_validator(mode="after")
+    def covered_rises(self) -> "QualitySettings":
+        """A range from most to least would let nothing pass."""
+        if self.covered[0] > self.covered[1]:
+            raise ValueError(f"quality.covered = {self.covered}: the least share comes first")
+        return self
 
 
 class TargetSettings(Section):
@@ -126,7 +192,7 @@ class Limits(Section):
     """Bounds that end a row, never the run."""
 
     timeout_s: PositiveFloat = 300.0
-    """Seconds for one object in Blender: import, mesh and render."""
+    """Seconds for one object's import and mesh in Blender, and again for each of its images."""
     memory_bytes: PositiveInt = 8 * GIB
     """Resident memory of one Blender."""
     object_bytes: PositiveInt = 2 * GIB
@@ -150,10 +216,21 @@ class ComputeSettings(Section):
     """job: the Ray dashboard, e.g. http://127.0.0.1:8265."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Ray actors per stage; 0 computes in this process without Ray."""
+    render_device: Literal["auto", "cpu", "optix", "cuda", "hip", "oneapi", "metal"] = "auto"
+    """Where Cycles runs. auto: the first GPU interface that this machine has, else the CPU; any other is proven, or
+    the run aborts."""
+    render_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray grants to one Blender: 1 on a cluster that renders on GPUs."""
+    render_resources: dict[str, float] = {}
+    """Ray custom resources of one Blender, e.g. {"rt_cores": 1}: places rendering on the nodes that have them."""
+    allow_unsandboxed: bool = False
+    """Go on where the kernel can't confine Blender; every row then says so."""
     encoder_threads: PositiveInt = 2
     """CPU threads of the encoder."""
     encoder_gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs per encoder actor, fractions allowed."""
+    encoder_resources: dict[str, float] = {}
+    """Ray custom resources of one encoder actor."""
     batch_size: PositiveInt = 4
     """Images per encoder call."""
     flush_s: PositiveFloat = 60.0
@@ -181,6 +258,7 @@ class Settings(BaseSettings):
     catalog: CatalogSettings = CatalogSettings()
     views: ViewSettings = ViewSettings()
     renders: RenderSettings = RenderSettings()
+    quality: QualitySettings = QualitySettings()
     targets: TargetSettings = TargetSettings()
     dataset: DatasetSettings = DatasetSettings()
     limits: Limits = Limits()
