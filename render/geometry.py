@@ -1,5 +1,6 @@
 """Many instances of few meshes: their common bounds, and the one normalised mesh they make. Pure NumPy."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,6 +20,29 @@ class Part:
     def poses(self, turn: np.ndarray) -> np.ndarray:
         """Object to turned world, float64 [instances, 4, 4]."""
         return turn @ np.array(self.matrices, dtype=np.float64).reshape(-1, 4, 4)
+
+
+def in_order(parts: list[Part]) -> list[Part]:
+    """Parts, their triangles and their instances in an order that their content alone decides.
+
+    Some importers give them in that of addresses in memory; points are sampled from the surface in this order, and the
+    same object has to have the same ones in every run.
+    """
+    for part in parts:
+        part.matrices.sort()
+        part.faces = faces_in_order(part.faces)
+    return sorted(
+        parts, key=lambda p: (len(p.faces), len(p.vertices), hashlib.sha256(p.vertices.data).digest(), p.matrices)
+    )
+
+
+def faces_in_order(faces: np.ndarray) -> np.ndarray:
+    """Triangles int32 [F, 3], each with its corners in rising order, sorted by them.
+
+    The winding goes: of two faces on the same corners Blender drops one, now the one, now the other.
+    """
+    turned = np.sort(faces, axis=1)
+    return turned[np.lexsort((turned[:, 2], (turned[:, 0].astype(np.int64) << 32) | turned[:, 1]))]
 
 
 def bounds(parts: list[Part], turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

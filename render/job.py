@@ -27,6 +27,7 @@ UP_AXES = ("X", "-X", "Y", "-Y", "Z", "-Z")
 VERTICES_FILE = "vertices.npy"
 FACES_FILE = "faces.npy"
 IMAGE_FILE = "image.png"
+DEPTH_FILE = "depth.npy"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Mesh(Facts):
 
     Args:
         vertices: float32 [V, 3], inside [-0.5, 0.5]^3, Z up.
-        faces: int32 [F, 3], indices into vertices.
+        faces: int32 [F, 3], indices into vertices, rising: without a winding.
     """
 
     vertices: np.ndarray
@@ -106,14 +107,38 @@ class View:
             raise ValueError(f"fov {self.fov} must lie between 0 and 180 degrees")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Image:
-    """One rendered view: an 8-bit RGBA PNG, sRGB, straight alpha; size in pixels, costs in seconds."""
+    """One rendered view: an 8-bit RGBA PNG, sRGB, straight alpha; size in pixels, costs in seconds.
+
+    Args:
+        device: what Cycles really rendered on, such as "CPU" or "OPTIX NVIDIA L40S".
+        depth: planar z in front of the camera, float32 [H, W], +inf where the background is seen; None unless asked.
+    """
 
     png: bytes
     width: int
     height: int
     costs: dict[str, float]
+    device: str = ""
+    depth: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a child says of itself at its start.
+
+    Args:
+        version: of Blender.
+        device: what Cycles was proven to render on.
+        no_device: why the device that was asked for cannot be used; "" if it can.
+        unconfined: why the kernel does not hold it; "" if it does.
+    """
+
+    version: str
+    device: str = ""
+    no_device: str = ""
+    unconfined: str = "it says nothing of that"
 
 
 @dataclass(frozen=True)
@@ -143,6 +168,11 @@ def frame_length(header: bytes) -> int:
     if length > MESSAGE_BYTES:
         raise Garbled(f"a frame of {length} bytes is announced, at most {MESSAGE_BYTES} are accepted")
     return length
+
+
+def printable(text: str) -> str:
+    """The text with a mark in place of whatever a terminal would take for an order; lines and tabs stay."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
 
 
 def last_words(text: str, hidden: Sequence[str] = ()) -> str:

@@ -11,10 +11,12 @@ import psutil
 
 from gap3d.records import SystemicFault
 from render.channel import Channel
+from render.sandbox import Cell
 from render.scratch import Scratch
 
 FAMILY_SECONDS = 1.0
 """Looking for a child's children reads all of /proc: less often than its own memory."""
+SCRATCH_SECONDS = 1.0
 LOG_BYTES = 2048
 
 
@@ -22,24 +24,25 @@ class Child:
     """A process in its own session that serves framed requests and logs what it prints; ``kill`` must end it.
 
     Args:
-        program: what to run; the descriptors of requests and answers and this process's id are added.
+        program: what to run; the descriptors of requests and answers, this process's id and the cell are added.
         environment: all the variables it gets.
         scratch: where it works; its log is a file without a name there.
+        cell: what it shall let the kernel confine it to.
 
     Raises SystemicFault if the program cannot be executed.
     """
 
-    def __init__(self, program: Sequence[str], environment: Mapping[str, str], scratch: Scratch) -> None:
+    def __init__(self, program: Sequence[str], environment: Mapping[str, str], scratch: Scratch, cell: Cell) -> None:
         requests, answers = os.pipe(), os.pipe()
         self._log = tempfile.TemporaryFile(dir=scratch.path)  # noqa: SIM115 - closed by kill()
         try:
             self._process = subprocess.Popen(
-                [*program, str(requests[0]), str(answers[1]), str(os.getpid())],
+                [*program, str(requests[0]), str(answers[1]), str(os.getpid()), cell.encode()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
-                cwd=scratch.path,
+                cwd=scratch.box,
                 pass_fds=(requests[0], answers[1]),
                 start_new_session=True,
             )
@@ -55,6 +58,8 @@ class Child:
         self.channel = Channel(requests[1], answers[0])
         self._family: list[psutil.Process] = []
         self._family_read = 0.0
+        self._scratch = scratch
+        self._written, self._written_read = 0, time.monotonic()
 
     def resident_bytes(self) -> int:
         """Resident memory of the child and its descendants."""
@@ -69,9 +74,17 @@ class Child:
                 total += descendant.memory_info().rss
         return total
 
+    def scratch_bytes(self) -> int:
+        """What it wrote: its scratch and its log, as of at most SCRATCH_SECONDS ago."""
+        if time.monotonic() - self._written_read > SCRATCH_SECONDS:
+            self._written = self._scratch.bytes() + os.fstat(self._log.fileno()).st_blocks * 512
+            self._written_read = time.monotonic()
+        return self._written
+
     def clear_log(self) -> None:
         """Begin the log anew."""
         os.ftruncate(self._log.fileno(), 0)
+        os.lseek(self._log.fileno(), 0, os.SEEK_SET)  # else the child goes on where it was, after a hole of zeros
 
     def log_tail(self) -> str:
         """The last LOG_BYTES of what it printed."""

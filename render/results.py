@@ -1,18 +1,24 @@
 """Reads what a child wrote, as one reads a stranger's files: no links, no pickles, sizes and contents checked."""
 
+import math
 import os
+import re
 import stat
 import struct
 from io import BufferedReader, BytesIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
-from numpy.lib import format as npy
 
 from gap3d.records import Failure, Status
 from render.job import Garbled, Mesh
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+NPY_MAGIC = b"\x93NUMPY\x01\x00"
+NPY_HEADER = re.compile(
+    rb"\{'descr': '(<[fi]4)', 'fortran_order': False, 'shape': \(((?:\d{1,15}, ?){1,2}\d{0,15})\), \} *\n"
+)
 MINIMUM_AREA = 1e-6
 """Of a surface whose longest side is 1: what rounding to float32 leaves of collinear triangles."""
 FACES_PER_CHUNK = 2**20
@@ -34,24 +40,46 @@ def open_result(folder: int, name: str, most_bytes: int) -> BufferedReader:
     return file
 
 
-def take_array(folder: int, name: str, dtype: type[np.generic], most_bytes: int) -> np.ndarray:
-    """Read and remove an .npy file of shape [N, 3] and the given dtype. Raises Garbled."""
+def header_of(file: BinaryIO, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """dtype and shape of an .npy file, read up to its data. Raises Garbled for a header that np.save does not write.
+
+    NumPy's own reader evaluates the header as a Python literal, which a stranger can make fail in many ways.
+    """
+    head = file.read(10)
+    text = file.read(int.from_bytes(head[8:], "little")) if head[:8] == NPY_MAGIC else b""
+    if (written := NPY_HEADER.fullmatch(text)) is None:
+        raise Garbled(f"result {name}: not the header of a plain array")
+    shape = tuple(int(length) for length in written[2].replace(b",", b" ").split())
+    return np.dtype(written[1].decode()), shape
+
+
+def take_array(
+    folder: int, name: str, dtype: type[np.generic], shape: tuple[int | None, ...], most_bytes: int
+) -> np.ndarray:
+    """Read and remove an .npy file of the given dtype and shape, None for any length of an axis. Raises Garbled."""
     with open_result(folder, name, most_bytes) as file:
-        try:
-            if npy.read_magic(file) != (1, 0):
-                raise ValueError("not version 1.0")
-            shape, columnwise, found = npy.read_array_header_1_0(file)
-        except (ValueError, SyntaxError) as error:  # SyntaxError: of the header's Python literal
-            raise Garbled(f"result {name}: {error}") from error
-        if found != np.dtype(dtype) or columnwise or len(shape) != 2 or shape[1] != 3 or shape[0] < 0:
-            raise Garbled(f"result {name}: {found} {shape} instead of {np.dtype(dtype)} (N, 3)")
-        count = shape[0] * 3
-        if os.fstat(file.fileno()).st_size != file.tell() + count * found.itemsize:
-            raise Garbled(f"result {name}: its size does not fit its shape {shape}")
-        array = np.empty(shape, found)
-        if file.readinto(array.data.cast("B") if count else bytearray()) != array.nbytes:
+        found, told = header_of(file, name)
+        fits = len(told) == len(shape) and all(
+            size >= 0 and wanted in (None, size) for size, wanted in zip(told, shape, strict=True)
+        )
+        if found != np.dtype(dtype) or not fits:
+            raise Garbled(f"result {name}: {found} {told} instead of {np.dtype(dtype)} {shape}")
+        size = math.prod(told) * found.itemsize
+        if os.fstat(file.fileno()).st_size != file.tell() + size:
+            raise Garbled(f"result {name}: its size does not fit its shape {told}")
+        array = np.empty(told, found)
+        if file.readinto(array.data.cast("B") if size else bytearray()) != array.nbytes:
             raise Garbled(f"result {name}: it shrank while it was read")
         return array
+
+
+def take_depth(folder: int, name: str, resolution: int) -> np.ndarray:
+    """Read and remove a depth image: positive, +inf for the background. Raises Garbled."""
+    header = 1024
+    depth = take_array(folder, name, np.float32, (resolution, resolution), header + 4 * resolution**2)
+    if not (depth > 0).all():  # no number is not greater than 0
+        raise Garbled(f"result {name}: a depth that is not in front of the camera")
+    return depth
 
 
 def take_bytes(folder: int, name: str, most_bytes: int) -> bytes:
@@ -73,7 +101,7 @@ def critical_chunks(png: bytes) -> bytes:
         end = start + 12 + length
         if png[:8] != PNG_SIGNATURE or end > len(png):
             raise Garbled("an image that is no PNG")
-        if kind[:1].isupper():  # the format's own mark of chunks that change the picture
+        if kind in (b"IHDR", b"IDAT", b"IEND"):  # all that a plain picture has
             kept.append(png[start:end])
         start = end
         if kind == b"IEND":
@@ -106,9 +134,16 @@ def surface_area(vertices: np.ndarray, faces: np.ndarray) -> float:
 
 
 def check_mesh(mesh: Mesh) -> None:
-    """Raises Garbled for a mesh that contradicts itself, Failure(no_geometry or degenerate) for one without surface."""
+    """Raises Garbled for a mesh that contradicts itself.
+
+    Raises Failure(no_geometry, point_cloud or degenerate) for one without surface.
+    """
     if not (np.isfinite([mesh.scale, *mesh.offset]).all() and mesh.scale > 0) or mesh.triangles != len(mesh.faces):
         raise Garbled("facts that do not fit the mesh")
+    if not all(0 <= count < 2**31 for count in (mesh.objects, mesh.triangles, mesh.points)):
+        raise Garbled("numbers that nothing can have")
+    if not len(mesh.faces) and mesh.points:
+        raise Failure(Status.POINT_CLOUD, f"{mesh.points} points, no faces")
     if not len(mesh.faces):
         raise Failure(Status.NO_GEOMETRY, f"{mesh.objects} objects, none with faces")
     if mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
