@@ -104,15 +104,6 @@ def to_pixels(png: bytes, settings: TargetSettings, pixel_limit: int) -> NDArray
     return normalise(resize_and_crop(rgb, settings.image_size))
 
 
-def coverage(png: bytes, pixel_limit: int) -> float:
-    """Share of the pixels of a render that are not fully transparent, in [0, 1].
-
-    Raises:
-        Failure: see ``decode_png``.
-    """
-    return float((decode_png(png, pixel_limit)[..., 3] > 0).mean())
-
-
 def describe(settings: TargetSettings) -> dict[str, object]:
     """The preprocessing in words and numbers, for the metadata of the parts."""
     return {

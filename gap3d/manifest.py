@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from gap3d import fingerprints
 from gap3d.parts import write_atomically
 from gap3d.records import LIMITS_OF, PERSISTENCE, Persistence, Status
-from gap3d.schemas import LEDGER, SCHEMA_VERSION
+from gap3d.schemas import LEDGER, REWRITTEN, SCHEMA_VERSION
 from gap3d.settings import Limits
 
 NAME = "manifest.parquet"
@@ -38,6 +39,7 @@ class LedgerRow:
     seconds: float = 0.0
     host: str = ""
     device: str = ""
+    sandboxed: bool | None = None
     finished_at: str = ""
     log_tail: str = ""
     costs: Mapping[str, float] = field(default_factory=dict)
@@ -132,6 +134,12 @@ def write(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / NAME, sink.getvalue().to_pybytes())
 
 
+@cache
+def tell_once(path: Path) -> None:
+    """Warn of a manifest that is read many times in a run."""
+    log.warning("%s is of an older version: its rows will be made again", path)
+
+
 def read(folder: Path, stage: str, shard: str) -> Manifest:
     """A shard's manifest; an empty one where none was committed.
 
@@ -149,13 +157,17 @@ def read(folder: Path, stage: str, shard: str) -> Manifest:
             raise ValueError("it is not what was written")
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove its folder and run the stage again") from error
-    if head["schema_version"] != SCHEMA_VERSION:
+    if head["schema_version"] > SCHEMA_VERSION:
         raise ValueError(f"{path} has schema version {head['schema_version']}, this program reads {SCHEMA_VERSION}")
     rows = {}
     for record in table.to_pylist():
         for name in ("inputs", "limits", "costs"):
             record[name] = json.loads(record[name]) if record[name] else {}
         rows[record["key"]] = LedgerRow(**{**record, "status": Status(record["status"])})
+    if head["schema_version"] < REWRITTEN.get(stage, 0):
+        tell_once(path)
+        retired = {**head["retired"], **{row.part: row.finished_at for row in rows.values() if row.part}}
+        return Manifest(stage=stage, shard=shard, sequence=head["sequence"], retired=retired)
     return Manifest(
         stage=stage,
         shard=shard,

@@ -25,11 +25,13 @@ class Status(enum.StrEnum):
     UNSUPPORTED = "unsupported"
     IMPORT_ERROR = "import_error"
     NO_GEOMETRY = "no_geometry"
+    POINT_CLOUD = "point_cloud"  # points, and nothing that has a face
     DEGENERATE = "degenerate"
     TIMEOUT = "timeout"
     OUT_OF_MEMORY = "out_of_memory"
     CRASHED = "crashed"
     EMPTY_RENDER = "empty_render"
+    REJECTED = "rejected"  # by a quality gate whose action is not to flag
     INTERNAL_ERROR = "internal_error"
 
 
@@ -92,6 +94,8 @@ class Outcome:
     seconds: float = 0.0
     attempts: int = 1
     device: str = ""
+    host: str = ""  # where it was computed; empty: where the run was started
+    sandboxed: bool | None = None  # whether the kernel confined what opened the object; None where nothing was opened
     log_tail: str = ""
     costs: Mapping[str, float] = field(default_factory=dict)  # seconds by kind of work
     inputs: Mapping[str, str] | None = None  # parts of the fingerprint that only the work could tell

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+REWRITTEN = {"views": 2, "renders": 2}  # versions since which a stage's older rows are made again
 STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")  # in the order of the line
 
 
@@ -24,6 +25,7 @@ class StageSchema:
 
 
 FILE = pa.struct([("path", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64())])
+CAMERA = pa.struct([(name, pa.float64()) for name in ("yaw", "pitch", "radius", "fov")])  # degrees
 KEY = pa.field("key", pa.string(), nullable=False)
 
 CATALOG = StageSchema(
@@ -64,15 +66,13 @@ VIEWS = StageSchema(
     pa.schema(
         [
             KEY,
-            ("yaws", pa.list_(pa.float64())),  # candidates, degrees
-            ("counts", pa.list_(pa.int32())),  # visible points at each
+            ("protocol", pa.string()),
+            ("cameras", pa.list_(CAMERA)),  # what is rendered, in the order of the views
+            ("candidates", pa.list_(CAMERA)),  # what was scored; empty unless one was to be chosen
+            ("counts", pa.list_(pa.int32())),  # visible points at each candidate
             ("points", pa.int32()),
-            ("chosen", pa.int32()),  # index into yaws; -1 where the yaw is pinned to none of them
+            ("chosen", pa.int32()),  # index into candidates; -1 where the yaw is pinned to none of them
             ("pinned", pa.bool_()),
-            ("yaw", pa.float64()),
-            ("pitch", pa.float64()),
-            ("radius", pa.float64()),
-            ("fov", pa.float64()),
             ("scale", pa.float64()),  # normalisation: p -> scale * p + offset
             ("offset", pa.list_(pa.float64())),
             ("vertices", pa.int64()),
@@ -99,7 +99,13 @@ RENDERS = StageSchema(
             ("transform_matrix", pa.list_(pa.float64())),  # camera to world, 4x4 row-major
             ("scale", pa.float64()),
             ("offset", pa.list_(pa.float64())),
-            ("coverage", pa.float32()),  # mean alpha
+            ("coverage", pa.float32()),  # share of the pixels that are not fully transparent
+            ("picture", pa.string()),  # digest of the pixels
+            ("flags", pa.list_(pa.string())),  # names of the quality gates that it does not pass
+            ("missing_textures", pa.list_(pa.string())),
+            ("depth", pa.binary()),  # 16-bit grey PNG of planar z; null unless asked for
+            ("depth_min", pa.float64()),  # depth = min + value / 65535 * (max - min)
+            ("depth_max", pa.float64()),
         ]
     ),
     row_group_rows=16,
@@ -166,6 +172,7 @@ LEDGER = pa.schema(
         ("seconds", pa.float64()),
         ("host", pa.string()),
         ("device", pa.string()),
+        ("sandboxed", pa.bool_()),
         ("finished_at", pa.string()),
         ("log_tail", pa.string()),
         ("costs", pa.string()),  # JSON: seconds by kind of work

@@ -3,7 +3,6 @@
 Sample the surface, look at every sample from each candidate camera, take the camera that sees most.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from gap3d.cameras import Camera
 from gap3d.embree import Float32Array, Int32Array, Scene, as_mesh
+from gap3d.protocols import grid
 from gap3d.records import Failure, Status
+from gap3d.seeds import generator
 from gap3d.settings import ViewSettings
 
 Float64Array = NDArray[np.float64]
@@ -25,8 +26,8 @@ class ViewChoice:
     """What view selection found for one object.
 
     Args:
-        counts: visible samples from each candidate yaw, in the order of ``ViewSettings.yaws``.
-        chosen: index of the chosen yaw in ``ViewSettings.yaws``; None if a pinned yaw is not among them.
+        counts: visible samples from each candidate, in the order of ``protocols.grid``.
+        chosen: index of the chosen candidate; None if a pinned yaw is not among them.
         camera: the chosen camera.
         points: number of surface samples that were cast.
         pinned: the yaw was given, not chosen; the counts are those of the candidates all the same.
@@ -48,14 +49,15 @@ def select_view(
     *,
     threads: int = 0,
 ) -> ViewChoice:
-    """Choose the candidate yaw from which most of the surface is seen; ties go to the first.
+    """Choose the candidate camera that sees most of the surface; ties go to the first.
 
     Args:
         vertices: float32 [V, 3], the normalised object, in [-0.5, 0.5]^3.
         faces: int32 [F, 3], triangles; seen from both sides.
         settings: points, candidate cameras, tolerance and seed.
         object_id: with the seed, what the samples are drawn from.
-        pinned_yaw: degrees; take this yaw whatever the counts say.
+        pinned_yaw: degrees; take this yaw whatever the counts say, at the pitch that sees most from there (the first
+            pitch where no candidate has this yaw).
         threads: of the BVH build, 0 for all cores; a limit holds if it was the first in the process.
 
     Returns:
@@ -67,22 +69,16 @@ def select_view(
         ValueError: the arrays are no triangle mesh.
     """
     vertices, faces = as_mesh(vertices, faces)
-    samples = sample_surface(vertices, faces, settings.points, sample_generator(object_id, settings.seed))
+    samples = sample_surface(vertices, faces, settings.points, generator(object_id, settings.seed))
     scene = Scene(vertices, faces, threads)
-    cameras = [Camera(yaw, settings.pitch, settings.radius, settings.fov) for yaw in settings.yaws]
-    counts = tuple(int(scene.visible(camera, samples, settings.tolerance).sum()) for camera in cameras)
-    best = int(np.argmax(counts))
-    if pinned_yaw is None:
-        return ViewChoice(counts, best, cameras[best], len(samples), pinned=False)
-    camera = Camera(pinned_yaw, settings.pitch, settings.radius, settings.fov)
-    chosen = settings.yaws.index(pinned_yaw) if pinned_yaw in settings.yaws else None
-    return ViewChoice(counts, chosen, camera, len(samples), pinned=True)
-
-
-def sample_generator(object_id: str, seed: int) -> np.random.Generator:
-    """The generator of an object's surface samples, the same on every machine."""
-    digest = hashlib.sha256(f"{seed}:{object_id}".encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest)))
+    candidates = grid(settings)
+    counts = tuple(int(scene.visible(camera, samples, settings.tolerance).sum()) for camera in candidates)
+    allowed = [index for index, camera in enumerate(candidates) if pinned_yaw in (None, camera.yaw)]
+    if not allowed:
+        camera = Camera(float(pinned_yaw or 0.0), settings.pitches[0], settings.radius, settings.fov)
+        return ViewChoice(counts, None, camera, len(samples), pinned=True)
+    best = max(allowed, key=lambda index: counts[index])  # the first of equals
+    return ViewChoice(counts, best, candidates[best], len(samples), pinned=pinned_yaw is not None)
 
 
 def triangle_areas(vertices: Float32Array, faces: Int32Array) -> Float64Array:
