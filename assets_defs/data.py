@@ -12,7 +12,6 @@ from assets_defs.resources import Compute
 from gap3d import fingerprints
 from gap3d.store import ALL
 from pipelines import rendering
-from pipelines.command import open_store
 
 OWNERS = ["team:gap3d"]
 ENGINES = rendering.engine_versions()
@@ -116,9 +115,10 @@ def downloads(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materia
             skippable=True,
             code_version=version("views", fingerprints.settings_digest(SETTINGS.views), ENGINES["views"]),
             automation_condition=ON_CHANGE,
-            description="The least-occluded of the candidate views of every object, with all scores (paper A.1.2). "
-            "`contact_sheet` of a materialisation opens a picture: each object in its chosen view, and below it the "
-            "share of its surface that each candidate view sees; the chosen one is lit.",
+            description="The cameras of every object: the least occluded of the candidates, with all scores (paper "
+            "A.1.2), or those of another protocol. `contact_sheet` of a materialisation opens a picture: each object "
+            "in its chosen view, and below it the share of its surface that each candidate sees; the chosen one is "
+            "lit.",
         ),
         dg.AssetSpec(
             "renders",
@@ -127,10 +127,16 @@ def downloads(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materia
             kinds={"python", "ray", "blender"},
             owners=OWNERS,
             skippable=True,
-            code_version=version("renders", fingerprints.settings_digest(SETTINGS.renders), ENGINES["renders"]),
+            code_version=version(
+                "renders",
+                fingerprints.settings_digest(SETTINGS.renders),
+                fingerprints.settings_digest(SETTINGS.quality),
+                ENGINES["renders"],
+            ),
             automation_condition=ON_CHANGE,
-            description="An RGBA image of the chosen view of every object, with its camera. Materialise it together "
-            "with views: each object is then imported once. `contact_sheet` of a materialisation opens a picture.",
+            description="An RGBA image of every view that the protocol asks for, with its camera and its flags. "
+            "Materialise it together with views: each object is then imported once. `contact_sheet` of a "
+            "materialisation opens a picture.",
         ),
     ],
     can_subset=True,
@@ -145,9 +151,9 @@ def views_and_renders(context: dg.AssetExecutionContext, compute: Compute) -> It
         stage for stage in rendering.STAGES if dg.AssetKey(stage) in context.op_execution_context.selected_asset_keys
     ]
     report = compute.run(context, "rendering", [shard], asked)
-    sheet = {"contact_sheet": events.picture(open_store(compute.settings()), shard)}
+    looks = events.looks(compute.settings(), shard)
     for stage in asked:
-        yield events.result(stage, report, shard, sheet)
+        yield events.result(stage, report, shard, looks)
 
 
 @dg.asset(
@@ -167,8 +173,7 @@ def targets(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
 
     shard = context.partition_key
     report = compute.run(context, "targets", [shard])
-    store = open_store(compute.settings())
-    extra = {"encoder": label(compute.settings()), "contact_sheet": events.picture(store, shard)}
+    extra = {"encoder": label(compute.settings()), **events.looks(compute.settings(), shard)}
     return events.result("targets", report, shard, extra)
 
 

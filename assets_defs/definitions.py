@@ -6,6 +6,7 @@ from assets_defs.automation import on_change
 from assets_defs.checks import CHECKS
 from assets_defs.data import ASSETS
 from assets_defs.lost import lost_runs
+from assets_defs.pictures import quality_gates
 from assets_defs.resources import Compute
 
 line = dg.define_asset_job(
@@ -22,7 +23,7 @@ nightly = dg.ScheduleDefinition(
 
 defs = dg.Definitions(
     assets=ASSETS,
-    asset_checks=CHECKS,
+    asset_checks=[*CHECKS, quality_gates],
     resources={"compute": Compute()},
     sensors=[on_change, lost_runs],
     schedules=[nightly],

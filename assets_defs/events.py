@@ -1,15 +1,21 @@
 """A stage's report as what the UI shows: counts by status, seconds, throughput, digest, picture, checks."""
 
 import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
 
+from gap3d.report import contact_sheet
+from gap3d.settings import Settings
 from gap3d.store import Store
-from pipelines.previews import contact_sheet, shard_tiles
+from pipelines.command import open_store
+from pipelines.previews import shard_report, shard_tiles
 from pipelines.report import Report, ShardReport
 
 FAULTS = ("internal_error",)
+SHOWN = 18  # objects on a contact sheet
 
 
 def metadata(report: ShardReport, wall_s: float) -> dict[str, Any]:
@@ -34,20 +40,43 @@ def metadata(report: ShardReport, wall_s: float) -> dict[str, Any]:
 
 
 def picture(store: Store, shard: str) -> dg.MetadataValue:
-    """The shard's contact sheet: objects, chosen view, visibility scores.
+    """The shard's contact sheet: objects, their views, visibility scores.
+
+    The UI shows markdown of less than 1000 characters at once and folds the rest; a picture is longer.
 
     Raises:
         dg.Failure: a part that the sheet is made from is damaged.
     """
+    with damage_told(shard):
+        sheet = contact_sheet(shard_tiles(store, shard, SHOWN))
+    return dg.MetadataValue.md(f"![contact sheet](data:image/jpeg;base64,{base64.b64encode(sheet).decode()})")
+
+
+def looks(settings: Settings, shard: str) -> dict[str, dg.MetadataValue]:
+    """What a person can look at: the shard's contact sheet, and the path of its HTML report, brought up to date.
+
+    A path, not a link: a browser follows none from http:// to file://; the UI copies a path with one click.
+
+    Raises:
+        dg.Failure: a part that they are made from is damaged.
+    """
+    store = open_store(settings)
+    with damage_told(shard):
+        report = shard_report(store, settings, shard)
+    return {"contact_sheet": picture(store, shard), "report": dg.MetadataValue.path(report)}
+
+
+@contextmanager
+def damage_told(shard: str) -> Iterator[None]:
+    """What can't be read, as a sentence that names the remedy."""
     try:
-        sheet = contact_sheet(shard_tiles(store, shard, 18))
+        yield
     except (OSError, ValueError) as error:
         words = (
-            f"shard {shard} is damaged: {error}\n"
-            "Execute the check parts_intact of views and renders: it names the parts and the remedy."
+            f"shard {shard} can't be shown: {error}\n"
+            "Execute the check parts_intact of views and renders: it names damaged parts and the remedy."
         )
         raise dg.Failure(words) from error
-    return dg.MetadataValue.md(f"![contact sheet](data:image/jpeg;base64,{base64.b64encode(sheet).decode()})")
 
 
 def check_results(asset: str, report: ShardReport) -> list[dg.AssetCheckResult]:

@@ -1,12 +1,14 @@
 """catalog: which objects, with captions, split, rank and shard. Key: object_id."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
+    sys.path.pop(0)
 
 from gap3d import catalog, fingerprints
 from gap3d.records import Outcome
@@ -15,6 +17,7 @@ from gap3d.schemas import CATALOG
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines.command import open_store, stage_main
+from pipelines.progress import progress
 from pipelines.report import Report, ShardReport
 
 STAGE = "catalog"
@@ -47,7 +50,7 @@ def rows(settings: Settings, previous: Mapping[str, Mapping[str, Any]]) -> Itera
         raise ValueError(f"{folder} holds no 3D file: known types are {', '.join(FILE_TYPES)}")
     catalog.log_unknown("captions", captions, paths)
     catalog.log_unknown("overrides", overrides, paths)
-    listed = tqdm(paths, desc=STAGE, unit="object", dynamic_ncols=True)
+    listed = progress(paths, desc=STAGE, unit="object")
     yield from catalog.folder_rows(
         folder, captions, overrides, settings.catalog, previous, source=settings.source.kind, paths=listed
     )

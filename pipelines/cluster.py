@@ -4,14 +4,17 @@ Ray Core actors rather than Ray Data: Ray Data retries an item that kills its wo
 default, or drops its whole block, and costs seconds for each small shard.
 """
 
+import contextlib
 import logging
 import os
+import socket
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 # Read by Ray when it is imported. The first keeps every socket of a local Ray on 127.0.0.1; on a
@@ -26,6 +29,8 @@ from gap3d.records import Outcome, SystemicFault
 from gap3d.settings import ComputeSettings
 
 log = logging.getLogger(__name__)
+
+STARTS = 3  # actors in a row that die before they have a worker, then something is wrong with it
 
 
 class Worker(Protocol):
@@ -63,6 +68,7 @@ class Resources:
     workers: int
     cpus: float = 1.0
     gpus: float = 0.0
+    custom: Mapping[str, float] = field(default_factory=dict)
 
 
 def guarded(call: Callable[[], list[Outcome]]) -> list[Outcome] | Broken:
@@ -84,7 +90,7 @@ class LocalPool:
     def __init__(self, factory: Callable[[], Worker]) -> None:
         self.worker = factory()
 
-    def run(self, items: Iterable[Any], payload: Callable[[Any], Any]) -> Iterator[tuple[Any, list[Outcome] | Broken]]:
+    def run(self, items: Sequence[Any], payload: Callable[[Any], Any]) -> Iterator[tuple[Any, list[Outcome] | Broken]]:
         """Answers, one item after another."""
         for item in items:
             yield item, guarded(partial(self.worker.process, payload(item)))
@@ -98,130 +104,241 @@ class LocalPool:
         self.worker.close()
 
 
+@dataclass(eq=False)
+class Seat:
+    """An actor, and what was handed to it.
+
+    Attributes:
+        actor: Ray's handle.
+        ready: answers the id of its node once the worker is made there; until then Ray looks for room.
+        node: that id; None before.
+        queue: answers to come, with their items, the first one at work.
+        since: when that one's work began.
+    """
+
+    actor: Any
+    ready: Any
+    node: str | None = None
+    queue: deque[tuple[Any, Any]] = field(default_factory=deque)
+    since: float = 0.0
+
+
 class RayPool:
-    """Actors that are replaced when they die; at most two items wait at each, so submission is bounded.
+    """Actors on whatever nodes have room for them, now or later; at most two items wait at each.
+
+    All the actors that are wanted are asked for at once. Ray places those that fit; the others wait for room, take
+    part when a node joins, and cost nothing until then. One that dies is asked for again in the same way, so a lost
+    node makes the pool smaller, not slower to end.
 
     Args:
         factory: makes a worker; sent to the actors.
-        resources: how many workers, and what each takes.
+        resources: how many workers at most, and what each takes.
         deadline_s: an item without an answer for so long costs its actor. Workers have limits of
             their own, well below this.
+
+    Raises:
+        SystemicFault: no node can ever hold a worker.
     """
 
     def __init__(self, factory: Callable[[], Worker], resources: Resources, deadline_s: float) -> None:
         import ray
 
         self.ray = ray
-        self.owned = connect(resources)
+        connect(resources)
         self.factory = factory
+        self.resources = resources
         self.deadline_s = deadline_s
-        host = ray.remote(Host)
-        self.make: Any = host.options(
-            num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0, max_task_retries=0
+        self.make: Any = ray.remote(Host).options(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            resources=dict(resources.custom),
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
         )
-        cpus = ray.cluster_resources().get("CPU", 1.0)
-        fitting = max(1, min(resources.workers, int(cpus / (resources.cpus or 1))))
-        self.queues: dict[int, deque[tuple[Any, Any]]] = {}
-        self.actors = self.start(fitting)
+        self.seats: list[Seat] = []
+        self.alone_since = time.monotonic()  # without a single worker
+        self.told = 0.0
+        self.failed_starts = 0
+        self.spared: set[int] = set()
+        if not self.fits():
+            if not self.growing():
+                raise SystemicFault(self.no_room())
+            log.warning("waiting for the autoscaler: %s", self.no_room())
 
-    def start(self, count: int) -> list[Any]:
-        """Fresh actors, each with a worker that was made without an error.
+    def needs(self) -> dict[str, float]:
+        """What one worker takes, by Ray's names."""
+        found = {"CPU": self.resources.cpus, "GPU": self.resources.gpus, **self.resources.custom}
+        return {name: amount for name, amount in found.items() if amount}
+
+    def nodes(self) -> dict[str, Mapping[str, float]]:
+        """Everything that the living nodes have, in use or not, by node id."""
+        return {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+
+    def fits(self) -> bool:
+        """Whether a node that lives could hold a worker if it had nothing else to do."""
+        needs = self.needs()
+        return any(all(has.get(name, 0) >= needs[name] for name in needs) for has in self.nodes().values())
+
+    def growing(self) -> bool:
+        """Whether the cluster has an autoscaler (``ray up`` starts one), which may bring the node that lacks."""
+        from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+        return is_autoscaler_v2(fetch_from_server=True)
+
+    def no_room(self) -> str:
+        """The sentence for a cluster that can't hold a worker."""
+        names = self.needs()
+        each = [", ".join(f"{name} {has.get(name, 0):g}" for name in names) for has in self.nodes().values()]
+        wanted = ", ".join(f"{name} {amount:g}" for name, amount in names.items())
+        return (
+            f"no node of the Ray cluster has what one worker takes ({wanted}); its nodes have: "
+            f"{'; '.join(each) or 'none is alive'}. Start a node that has it, or ask for less "
+            "(compute.render_gpus, compute.render_resources, compute.encoder_..., renders.threads)"
+        )
+
+    def add(self) -> None:
+        """Ask for one more actor; it gets its worker wherever Ray finds room."""
+        actor = self.make.remote(self.factory)
+        self.seats.append(Seat(actor, actor.ready.remote()))
+
+    def run(self, items: Sequence[Any], payload: Callable[[Any], Any]) -> Iterator[tuple[Any, list[Outcome] | Broken]]:
+        """Answers in the order in which they come."""
+        waiting = deque(items)
+        while len(self.seats) < min(self.resources.workers, len(items)):
+            self.add()
+        while waiting or any(seat.queue for seat in self.seats):
+            for seat in self.seats:
+                while seat.node and len(seat.queue) < 2 and waiting:
+                    if not seat.queue:
+                        seat.since = time.monotonic()
+                    item = waiting.popleft()
+                    seat.queue.append((seat.actor.process.remote(payload(item)), item))
+            seats = {seat.queue[0][0] if seat.queue else seat.ready: seat for seat in self.seats if self.awaited(seat)}
+            ready, _ = self.ray.wait(list(seats), num_returns=1, timeout=1.0)
+            for seat in [seats[reference] for reference in ready]:
+                if seat.node is None:
+                    self.seat(seat)
+                    continue
+                try:
+                    answer = self.ray.get(seat.queue[0][0])
+                except self.ray.exceptions.RayTaskError as error:
+                    cause = error.cause
+                    raise cause if isinstance(cause, SystemicFault) else SystemicFault(str(error)) from error
+                except self.ray.exceptions.RayError as error:
+                    yield from self.lose(seat, waiting, error)
+                    continue
+                seat.since = time.monotonic()
+                yield seat.queue.popleft()[1], answer
+            for seat in list(self.seats):
+                if seat.queue and time.monotonic() - seat.since > self.deadline_s:
+                    yield from self.lose(seat, waiting, None)
+            self.require_someone()
+
+    def awaited(self, seat: Seat) -> bool:
+        """Whether something will come from it: a worker that is made, or an answer."""
+        return seat.node is None or bool(seat.queue)
+
+    def seat(self, seat: Seat) -> None:
+        """Note that an actor has its worker; one that died on the way is asked for again.
 
         Raises:
             SystemicFault: a worker can't be made: something is missing on its node.
         """
-        actors = [self.make.remote(self.factory) for _ in range(count)]
-        for actor in actors:
-            try:
-                self.ray.get(actor.ready.remote(), timeout=self.deadline_s)
-            except self.ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, SystemicFault) else SystemicFault(str(error)) from error
-            except (self.ray.exceptions.RayError, TimeoutError) as error:
+        try:
+            seat.node = self.ray.get(seat.ready)
+            self.failed_starts = 0
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, SystemicFault) else SystemicFault(str(error)) from error
+        except self.ray.exceptions.RayError as error:
+            self.failed_starts += 1
+            if self.failed_starts >= STARTS:
                 raise SystemicFault(f"a worker does not start: {error}") from error
-        return actors
+            self.replace(seat)
 
-    def run(self, items: Iterable[Any], payload: Callable[[Any], Any]) -> Iterator[tuple[Any, list[Outcome] | Broken]]:
-        """Answers in the order in which they come."""
-        source = iter(items)
-        queues = self.queues = {index: deque() for index in range(len(self.actors))}
-        started = dict.fromkeys(queues, time.monotonic())
-        again: deque[Any] = deque()
-        exhausted = False
+    def lose(self, seat: Seat, waiting: deque[Any], error: Exception | None) -> Iterator[tuple[Any, Broken]]:
+        """Ask for a fresh actor in a dead one's place; the item it was at is its answer, the next goes back in line.
 
-        def feed(index: int) -> None:
-            nonlocal exhausted
-            while len(queues[index]) < 2 and not (exhausted and not again):
-                try:
-                    item = again.popleft() if again else next(source)
-                except StopIteration:
-                    exhausted = True
-                    return
-                if not queues[index]:
-                    started[index] = time.monotonic()
-                queues[index].append((self.actors[index].process.remote(payload(item)), item))
+        An item whose actor went with its node gets another try for nothing, once: a node that dies is no item's
+        fault, unless it is the same item's every time.
+        """
+        (_, guilty), *others = seat.queue
+        waiting.extendleft(item for _, item in reversed(others))
+        self.replace(seat)
+        if error is not None and id(guilty) not in self.spared and self.went_with_its_node(seat, error):
+            log.warning("the Ray node %s is gone: its work is done again elsewhere", (seat.node or "")[:8])
+            self.spared.add(id(guilty))
+            waiting.appendleft(guilty)
+        else:
+            silent = f"no answer for {self.deadline_s:.0f} s"
+            yield guilty, Broken(silent if error is None else "the worker process died", died=True)
 
-        def replace(index: int) -> Any:
-            """Put a fresh actor in a dead one's place; returns the item it died of, the next goes back in line."""
-            guilty = queues[index].popleft()[1]
-            again.extend(item for _, item in queues[index])
-            queues[index].clear()
-            self.ray.kill(self.actors[index])
-            self.actors[index] = self.start(1)[0]
-            return guilty
+    def went_with_its_node(self, seat: Seat, error: Exception) -> bool:
+        """Whether not the worker alone is gone; of a worker alone its node tells at once that it died."""
+        return seat.node not in self.nodes() or not isinstance(error, self.ray.exceptions.ActorDiedError)
 
-        for index in queues:
-            feed(index)
-        while any(queues.values()):
-            heads = {queue[0][0]: index for index, queue in queues.items() if queue}
-            ready, _ = self.ray.wait(list(heads), num_returns=1, timeout=1.0)
-            for reference in ready:
-                index = heads[reference]
-                started[index] = time.monotonic()
-                try:
-                    answer = self.ray.get(reference)
-                    item = queues[index].popleft()[1]
-                except self.ray.exceptions.RayTaskError as error:
-                    cause = error.cause
-                    raise cause if isinstance(cause, SystemicFault) else SystemicFault(str(error)) from error
-                except self.ray.exceptions.RayActorError:
-                    item, answer = replace(index), Broken("the worker process died", died=True)
-                yield item, answer
-            for index in list(queues):
-                if queues[index] and time.monotonic() - started[index] > self.deadline_s:
-                    yield replace(index), Broken(f"no answer for {self.deadline_s:.0f} s", died=True)
-                feed(index)
+    def replace(self, seat: Seat) -> None:
+        """Another actor in a seat's place."""
+        self.ray.kill(seat.actor)
+        self.seats.remove(seat)
+        self.add()
+
+    def require_someone(self) -> None:
+        """Nothing to do while there is a worker; without one, there has to be hope of one.
+
+        Raises:
+            SystemicFault: there is none.
+        """
+        now = time.monotonic()
+        if any(seat.node for seat in self.seats):
+            self.alone_since, self.told = now, 0.0
+            return
+        waited = now - self.alone_since
+        if waited > self.deadline_s:
+            raise SystemicFault(
+                f"no room on the Ray cluster for {waited:.0f} s: other work holds it" if self.fits() else self.no_room()
+            )
+        if waited - self.told > 60:
+            self.told = waited
+            log.warning("waiting for room on the Ray cluster%s", "" if self.fits() else f": {self.no_room()}")
 
     def probe(self) -> None:
-        """Probe a fresh worker."""
-        actor = self.make.options(num_cpus=0).remote(self.factory)
+        """Probe with a worker of the pool, behind what it has to do: another one may find no room."""
+        if not self.seats:
+            self.add()
+        seat = min(self.seats, key=lambda seat: (seat.node is None, len(seat.queue)))
         try:
-            self.ray.get(actor.probe.remote(), timeout=self.deadline_s)
+            self.ray.get(seat.actor.probe.remote(), timeout=self.deadline_s * (1 + len(seat.queue)))
         except (self.ray.exceptions.RayError, TimeoutError) as error:
             raise SystemicFault(f"the engine fails on a good input too: {error}") from error
-        finally:
-            self.ray.kill(actor)
 
     def close(self) -> None:
         """End the actors; their children go with them. Gently, unless they are at work and would not hear it."""
-        if not any(self.queues.values()):
-            done = [actor.close.remote() for actor in self.actors]
-            self.ray.wait(done, num_returns=len(done), timeout=5.0)
-        for actor in self.actors:
-            self.ray.kill(actor)
+        if not any(seat.queue for seat in self.seats):
+            done = [seat.actor.close.remote() for seat in self.seats if seat.node]
+            if done:
+                self.ray.wait(done, num_returns=len(done), timeout=5.0)
+        for seat in self.seats:
+            self.ray.kill(seat.actor)
 
 
 class Host:
     """The actor: one worker in a process of its own."""
 
     def __init__(self, factory: Callable[[], Worker]) -> None:
-        self.worker = factory()
+        self.factory = factory
 
-    def ready(self) -> None:
-        """Answer once the worker is made."""
+    def ready(self) -> str:
+        """Make the worker, and say on which node: an error here reaches the driver as what it is."""
+        import ray
+
+        self.worker = self.factory()
+        return ray.get_runtime_context().get_node_id()
 
     def process(self, payload: Any) -> list[Outcome] | Broken:
         """See guarded."""
-        return guarded(lambda: self.worker.process(payload))
+        host = socket.gethostname()
+        return guarded(lambda: [replace(outcome, host=host) for outcome in self.worker.process(payload)])
 
     def probe(self) -> None:
         """See Worker.probe."""
@@ -232,19 +349,21 @@ class Host:
         self.worker.close()
 
 
-def connect(resources: Resources) -> bool:
-    """Join the cluster at RAY_ADDRESS, else the Ray of this process, else start one; says whether it did."""
+def connect(resources: Resources) -> None:
+    """Join the cluster at RAY_ADDRESS, else the Ray of this process, else start one."""
     import ray
 
     if ray.is_initialized():
-        return False
+        return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
-        return False
+        # Ray puts the driver's folder first on the nodes' search path: of a home that holds a clone named gap3d,
+        # they would import the clone as a package. In this folder, they find what they are to find.
+        with contextlib.chdir(Path(__file__).parents[1]):
+            ray.init(**options)
+        return
     cpus = max(os.cpu_count() or 1, int(resources.workers * resources.cpus))
     ray.init(address="local", include_dashboard=False, num_cpus=cpus, **options)
-    return True
 
 
 def open_pool(

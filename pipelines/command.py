@@ -24,10 +24,17 @@ from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines.job import NotReady
 from pipelines.report import Report
+from render.job import printable
 
 log = logging.getLogger(__name__)
 
 RESOLVED = "resolved.json"  # settings as a run resolved them: the environment where they are read has no say
+
+
+PRESET_HELP = (
+    "{}, or a .toml file; several, comma-separated, lie one over the other, such as paper,twenty_views,fast "
+    "(default: GAP3D_PRESET, else demo)"
+)
 
 
 def presets() -> list[str]:
@@ -61,14 +68,16 @@ def load_settings(
     """Settings from a preset, the environment (``GAP3D_*``) and flags.
 
     Args:
-        preset: a name, a .toml file, or the .json file of resolved settings; None takes ``GAP3D_PRESET``, else demo.
+        preset: a name, a .toml file, or the .json file of resolved settings; several, comma-separated, lie one over
+            the other; None takes ``GAP3D_PRESET``, else demo.
         flags: parsed command-line flags.
         values: settings by name, over everything else.
     """
     refuse_unknown_environment()
     name = preset or os.environ.get("GAP3D_PRESET") or "demo"
-    content = read_preset(name)
-    resolved = Path(name).name == RESOLVED
+    names = [each.strip() for each in name.split(",")]
+    contents = [read_preset(each) for each in reversed(names)]  # the last has the first word
+    resolved = any(Path(each).name == RESOLVED for each in names)
 
     class Resolved(Settings):
         @classmethod
@@ -81,14 +90,19 @@ def load_settings(
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             given = [] if resolved else [env_settings]
-            return (init_settings, *([flags] if flags else []), *given, Preset(settings_cls))
+            layers = (Preset(settings_cls, content) for content in contents)
+            return (init_settings, *([flags] if flags else []), *given, *layers)
 
     class Preset(PydanticBaseSettingsSource):
+        def __init__(self, settings_cls: type[BaseSettings], content: dict[str, Any]) -> None:
+            super().__init__(settings_cls)
+            self.content = content
+
         def get_field_value(self, *_: Any) -> tuple[Any, str, bool]:
             raise NotImplementedError  # __call__ gives the whole at once
 
         def __call__(self) -> dict[str, Any]:
-            return content
+            return self.content
 
     return Settings.model_construct(**dict(Resolved(**values)))
 
@@ -110,6 +124,16 @@ def refuse_unknown_environment() -> None:
             raise SettingsError(f"{name} names no setting: write GAP3D_<SECTION>__<NAME>, e.g. GAP3D_RENDERS__SAMPLES")
 
 
+def resolved(settings: Settings) -> Settings:
+    """Settings whose paths hold anywhere: neither a job nor a worker on another node runs in the caller's folder."""
+    absolute = {"store": settings.store.expanduser().absolute()}
+    paths = {name: getattr(settings.source, name) for name in ("path", "captions", "overrides")}
+    source = settings.source.model_copy(
+        update={n: p.expanduser().absolute() for n, p in paths.items() if p is not None}
+    )
+    return settings.model_copy(update={**absolute, "source": source})
+
+
 def open_store(settings: Settings) -> Store:
     """The store that the settings name."""
     return Store(settings.store, settings.collection, settings.catalog.shards)
@@ -118,7 +142,7 @@ def open_store(settings: Settings) -> Store:
 def parser(description: str) -> argparse.ArgumentParser:
     """Flags that are not settings."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--preset", help=f"{', '.join(presets())}, or a .toml file (default: GAP3D_PRESET, else demo)")
+    made.add_argument("--preset", help=PRESET_HELP.format(", ".join(presets())))
     made.add_argument("--verbose", action="store_true", help="log every step")
     return made
 
@@ -176,18 +200,19 @@ def stage_main(stage: str, doc: str, run: Callable[[Settings, Sequence[str]], Re
     made.add_argument("--report", type=Path, help="write the run's report (JSON) here")
     known, settings = parse(made)
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)  # the terminal, or the connection to it, is gone
     with sentences(made):
         keys = open_store(settings).shards
         wanted = sorted(set(known.shards.split(","))) if sharded and known.shards else keys
         unknown = sorted(set(wanted) - set(keys))
         if unknown:
             made.exit(2, f"{made.prog}: no shard {', '.join(unknown)}: the collection has {keys[0]} to {keys[-1]}\n")
-        report = run(settings, wanted)
+        report = run(resolved(settings), wanted)
         if known.report:
             report.save(known.report)
         say(*report.lines())
 
 
 def say(*lines: str) -> None:
-    """Print to the user."""
-    sys.stdout.write("\n".join(lines) + "\n")
+    """Print to the user; what strangers named or wrote has no say over the terminal."""
+    sys.stdout.write(printable("\n".join(lines)) + "\n")

@@ -1,10 +1,12 @@
 """dataset: the index of good rows, with captions, split, rank and where each target lies. Key: (object_id, view)."""
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
+if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
+    sys.path.pop(0)
 
 from gap3d import fingerprints
 from gap3d.records import Outcome, Status
@@ -13,6 +15,7 @@ from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines.command import open_store, stage_main
 from pipelines.job import NotReady, require_complete
+from pipelines.progress import progress
 from pipelines.report import Report, ShardReport
 
 STAGE = "dataset"
@@ -29,7 +32,7 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     computed = 0
     with store.writer(STAGE, ALL, DATASET, settings.compute, settings.limits) as writer:
         wanted = outcomes(store, section.count)
-        for outcome, target in tqdm(wanted, desc=STAGE, unit="row", dynamic_ncols=True):
+        for outcome, target in progress(wanted, desc=STAGE, unit="row"):
             place = {name: outcome.data[name] for name in DATASET.exempt} if outcome.data else {}
             content = fingerprints.row_digest(outcome.status.value, outcome.data, DATASET.exempt)
             inputs = {"target": target, "row": content, "place": fingerprints.digest_of(place), **common}

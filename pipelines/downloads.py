@@ -1,12 +1,16 @@
 """downloads: bytes and companions of every object, checked and stored once by content. Key: object_id."""
 
 import errno
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
+    sys.path.pop(0)
 
 from gap3d import fingerprints
 from gap3d.blobs import Blobs

@@ -8,14 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tqdm import tqdm
-
 from gap3d.manifest import Manifest
 from gap3d.records import Outcome, Status
 from gap3d.schemas import StageSchema
 from gap3d.settings import Settings
 from gap3d.store import ShardWriter, Store
 from pipelines.cluster import Broken, Resources, Worker, open_pool
+from pipelines.progress import progress
 from pipelines.report import Report, ShardReport
 
 log = logging.getLogger(__name__)
@@ -69,6 +68,8 @@ class Job:
         items: groups rows that need work; gets the shard, the rows and the manifests in force.
         factory: makes a worker.
         metadata: goes into every part of a stage.
+        deadline_s: an item without an answer for so long costs its worker, which has tighter limits of its own; None
+            takes twice the time limit of an object and some more.
     """
 
     stages: tuple[str, ...]
@@ -78,6 +79,7 @@ class Job:
     factory: Callable[[], Worker]
     resources: Resources
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    deadline_s: float | None = None
 
 
 def require_complete(store: Store, stage: str, shard: str, program: str) -> Manifest:
@@ -188,14 +190,14 @@ def plan_items(job: Job, store: Store, settings: Settings, active: ShardRun) -> 
 
 def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, ShardRun]) -> None:
     """Feed the items to workers and take their outcomes."""
-    deadline_s = settings.limits.timeout_s * 2 + 300
+    deadline_s = job.deadline_s or settings.limits.timeout_s * 2 + 300
     pool = open_pool(job.factory, job.resources, settings.compute, deadline_s)
     streak: list[tuple[Item, Outcome]] = []
     left = Counter(item.shard for item in items)
     label = "+".join(job.stages)
     works = False
     try:
-        with tqdm(total=sum(len(item.rows) for item in items), desc=label, unit="row", dynamic_ncols=True) as bar:
+        with progress(total=sum(len(item.rows) for item in items), desc=label, unit="row") as bar:
             for item, found in outcomes(pool, items, settings):
                 bar.update(len(item.rows))
                 for outcome in found:

@@ -5,17 +5,19 @@ import signal
 import sys
 import time
 
+if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
+    sys.path.pop(0)
+
 from gap3d.lease import LeaseHeld
 from gap3d.parts import write_atomically
 from gap3d.records import SystemicFault
 from gap3d.settings import Settings
 from gap3d.store import free_bytes
 from pipelines import catalog, dataset, downloads, rendering, targets
-from pipelines.command import load_settings, open_store, parse, parser, say, stop
+from pipelines.command import load_settings, open_store, parse, parser, resolved, say, stop
 from pipelines.job import NotReady
 from pipelines.plan import make_plan, refusal
-from pipelines.previews import collection_sheet
-from pipelines.ray_job import resolved
+from pipelines.previews import write_reports
 from pipelines.report import Report, merge
 
 
@@ -39,6 +41,7 @@ def main() -> None:
     """The program."""
     _, settings = parse(parser(__doc__ or ""))
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)
     started = time.monotonic()
     made = parser("")
     try:
@@ -48,17 +51,17 @@ def main() -> None:
     except KeyboardInterrupt:
         made.exit(130, "stopped; finished rows are kept, run it again to go on\n")
     store = open_store(settings)
-    sheet = store.folder / "contact_sheet.jpg"
-    write_atomically(sheet, collection_sheet(store, store.shards))
     saved = store.folder / "settings.json"
     write_atomically(saved, resolved(settings).model_dump_json(indent=1).encode())
+    looks = write_reports(store, settings)
     with_these = "" if settings == load_settings() else f"GAP3D_PRESET={shlex.quote(str(saved))} "
     say(
         "",
         f"Collection {settings.collection!r} in {store.folder}, {time.monotonic() - started:.0f} s:",
         *report.lines(),
         f"encoder:  {targets.label(settings)}",
-        f"pictures: {sheet}",
+        f"report:   {looks[0]}",
+        f"pictures: {looks[-1]}",
         f"why:      {shlex.join([sys.executable, '-m', 'pipelines.why', '--preset', str(saved)])} OBJECT_ID_OR_PATH",
         f"UI:       {with_these}make ui, then http://127.0.0.1:3000",
     )

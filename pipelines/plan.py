@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gap3d.manifest import LedgerRow
 from gap3d.records import Status
+from gap3d.schemas import STAGES
 from gap3d.settings import Settings
 from gap3d.store import Store, free_bytes
 from pipelines import downloads, rendering, targets
@@ -77,19 +78,19 @@ def make_plan(settings: Settings) -> list[StagePlan]:
         ((targets.STAGE,), targets.make_job(settings)),
     ]
     plans = []
-    upstream = 0  # rows that an earlier stage recomputes: their followers may change too
+    upstream = 0  # objects that an earlier stage recomputes: their followers may change too
+    images = {stage: settings.views.images if stage in ("renders", "targets") else 1 for stage in STAGES}
     for stages, job in jobs:
         counts = {stage: [0, 0] for stage in stages}
         for shard in store.shards:
             tally(store, settings, job, shard, counts)
         for stage in stages:
             rows, compute = counts[stage]
-            bound = min(max(objects, rows), compute + upstream)
+            most = max(objects * images[stage], rows)
+            bound = min(most, compute + upstream * images[stage])
             seconds, size, measured = unit_costs(store, stage, defaults_s[stage], defaults_b[stage])
-            plans.append(
-                StagePlan(stage, max(rows, objects), bound, bound > compute, bound * seconds, bound * size, measured)
-            )
-        upstream = max(upstream, *(plan.compute for plan in plans))
+            plans.append(StagePlan(stage, most, bound, bound > compute, bound * seconds, bound * size, measured))
+        upstream = max(upstream, *(-(-plan.compute // images[plan.stage]) for plan in plans))
     return plans
 
 

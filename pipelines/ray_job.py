@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pipelines.cluster  # noqa: F401 - sets Ray's environment before Ray is imported
 from gap3d.parts import write_atomically
 from gap3d.settings import Settings
-from pipelines.command import RESOLVED
+from pipelines.command import RESOLVED, resolved
 from pipelines.report import Report
 
 log = logging.getLogger(__name__)
@@ -20,16 +20,6 @@ STOP_S = 10.0  # a job that is asked to stop and has not after so long is report
 
 class JobFailed(Exception):
     """The Ray job ended without the report that would prove its rows."""
-
-
-def resolved(settings: Settings) -> Settings:
-    """Settings whose paths hold anywhere: a job does not run in the caller's folder."""
-    absolute = {"store": settings.store.expanduser().absolute()}
-    paths = {name: getattr(settings.source, name) for name in ("path", "captions", "overrides")}
-    source = settings.source.model_copy(
-        update={n: p.expanduser().absolute() for n, p in paths.items() if p is not None}
-    )
-    return settings.model_copy(update={**absolute, "source": source})
 
 
 def submit(

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
+    sys.path.pop(0)
 
 from gap3d import fingerprints, schemas
 from gap3d.encoders import Encoder, identity, layout_of, load_encoder
@@ -133,13 +137,14 @@ def make_job(settings: Settings) -> Job:
         return made
 
     threads, gpus = settings.compute.encoder_threads, settings.compute.encoder_gpus
+    custom = settings.compute.encoder_resources
     return Job(
         stages=(STAGE,),
         schema={STAGE: schema},
         rows=rows,
         items=items,
         factory=partial(Featurizer, settings),
-        resources=Resources(max(1, settings.compute.workers // threads), cpus=float(threads), gpus=gpus),
+        resources=Resources(max(1, settings.compute.workers // threads), cpus=float(threads), gpus=gpus, custom=custom),
         metadata={
             STAGE: {
                 "tokens": layout.describe(section.store_dtype),

@@ -1,6 +1,10 @@
 """views: the least-occluded view of every object, with all scores and the normalisation. Key: object_id."""
 
+import sys
 from functools import partial
+
+if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
+    sys.path.pop(0)
 
 from pipelines.command import stage_main
 from pipelines.rendering import run

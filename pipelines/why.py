@@ -71,7 +71,8 @@ def explain(
     store: Store, settings: Settings, stage: str, row: LedgerRow, inputs: Mapping[str, str] | None
 ) -> list[str]:
     """Lines about one row."""
-    seconds = f"{row.seconds:.2f} s on {row.host}" if row.seconds else ""
+    where = ", ".join(filter(None, (row.host, row.device, "NOT sandboxed" if row.sandboxed is False else "")))
+    seconds = f"{row.seconds:.2f} s on {where}" if row.seconds else ""
     lines = [
         f"{stage:>9}  {row.status:<14} {row.finished_at}  {seconds}  attempt {row.attempts}  digest {row.digest[:12]}"
     ]

@@ -1,0 +1,35 @@
+"""How far a run is: a bar in a terminal, and lines where there is none, such as in the log of a Ray job."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+LINE_S = 10.0  # seconds from one line to the next
+
+
+class Lines(tqdm):
+    """A bar that begins a new line where others overwrite theirs: followers of a log see whole lines only."""
+
+    disable: bool
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Print the state."""
+        self.fp.write(f"{self if msg is None else msg}\n")
+        self.fp.flush()
+        return True
+
+    def close(self) -> None:
+        """Print the last state, unless it stands there."""
+        if not self.disable:
+            if self.n != self.last_print_n:
+                self.refresh()
+            self.disable = True
+            self._decr_instances(self)
+
+
+def progress(*args: Any, **options: Any) -> tqdm:
+    """What ``tqdm`` would be with these arguments, on standard error."""
+    if sys.stderr.isatty():
+        return tqdm(*args, dynamic_ncols=True, **options)
+    return Lines(*args, ncols=100, mininterval=LINE_S, maxinterval=LINE_S, **options)
