@@ -14,6 +14,9 @@ if __name__ == "__main__":
         else:
             objects = Path(folder)
             write_samples(objects)
-        for module in (["benchmarks.objects", str(objects)], ["benchmarks.visibility"], ["benchmarks.parts"]):
-            print(f"\n== {module[0]}", flush=True)
-            subprocess.run([sys.executable, "-m", *module], check=True)
+        of_objects = ("objects", "persistence", "endurance", "profiles")
+        others = ("visibility", "split", "parts")
+        for name in (*of_objects, *others):
+            print(f"\n== {name}", flush=True)
+            folders = [str(objects)] if name in of_objects else []
+            subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *folders], check=True)

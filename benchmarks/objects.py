@@ -54,12 +54,11 @@ def measure(folder: Path) -> list[dict[str, float]]:
                     continue
                 payload = {
                     "object_id": path,
-                    "want": ["views", "renders"],
                     "view": None,
                     "pinned_yaw": None,
                     "up_axis": None,
                 }
-                payload |= {"render_inputs": {}, "render_current": None, **fetched.data}
+                payload |= {"render_inputs": {}, "images": [0], "standing": {}, **fetched.data}
                 outcomes = renderer.process(payload)
                 if any(outcome.status is not Status.OK for outcome in outcomes):
                     continue

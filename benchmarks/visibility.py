@@ -23,8 +23,9 @@ from embreex.rtcore_scene import EmbreeScene
 
 from gap3d.cameras import Camera
 from gap3d.embree import PACKET_BYTES, Scene, packets
+from gap3d.seeds import generator
 from gap3d.settings import ViewSettings
-from gap3d.visibility import sample_generator, sample_surface, select_view
+from gap3d.visibility import sample_surface, select_view
 
 SETTINGS = ViewSettings()
 
@@ -65,10 +66,10 @@ def normalised(vertices: np.ndarray) -> np.ndarray:
 
 def rays_of(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Origins, unit directions and reaches of every ray that select_view casts at this mesh."""
-    samples = sample_surface(vertices, faces, SETTINGS.points, sample_generator("benchmark", SETTINGS.seed))
+    samples = sample_surface(vertices, faces, SETTINGS.points, generator("benchmark", SETTINGS.seed))
     rays = []
     for yaw in SETTINGS.yaws:
-        camera = Camera(yaw, SETTINGS.pitch, SETTINGS.radius, SETTINGS.fov)
+        camera = Camera(yaw, SETTINGS.pitches[0], SETTINGS.radius, SETTINGS.fov)
         towards = samples[camera.inside_frame(samples)] - camera.position
         distances = np.linalg.norm(towards, axis=1)
         origins = np.broadcast_to(camera.position, towards.shape)

@@ -1,0 +1,170 @@
+"""gc and compaction: what is referred to stays, what is not goes after its grace, and no digest changes."""
+
+import os
+from dataclasses import replace
+
+import pytest
+from stores import PLAIN, TOGETHER, only_part, values, write, write_targets
+
+from gap3d import gc
+from gap3d.parts import read_rows
+from gap3d.records import Outcome
+from gap3d.schemas import DATASET, DOWNLOADS
+from gap3d.settings import Limits
+from gap3d.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store", "test", 1)
+
+
+def test_a_reader_of_an_old_manifest_still_reads_after_new_commits_and_until_gc_is_past_its_grace(store):
+    old = write(store, {"a": "1", "b": "2"})
+    new = write(store, {"a": "one", "b": "two"})
+    assert values(store, old) == {"a": "1", "b": "2"}
+    assert values(store, new) == {"a": "one", "b": "two"}
+    assert gc.collect(store, 3600, 0, dry_run=False) == []
+    assert values(store, old) == {"a": "1", "b": "2"}
+    assert len(gc.collect(store, 0, 0, dry_run=False)) == 2
+    with pytest.raises(FileNotFoundError):
+        values(store, old)
+    assert values(store, store.manifest("plain", "0")) == {"a": "one", "b": "two"}
+    assert store.manifest("plain", "0").retired == {}
+
+
+def files_of(store):
+    return {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
+
+
+def test_a_dry_gc_tells_and_touches_nothing(store):
+    write(store, {f"{index}": "old" for index in range(9)})
+    write(store, {f"{index}": "new" for index in range(9)})
+    (store.shard("plain", "0") / ".part.x.tmp").write_bytes(b"left by a killed run")
+    before = files_of(store)
+    told = gc.collect(store, 0, 0, dry_run=True)
+    assert gc.compact(store, 0, dry_run=True) == [("plain", "0", 9)]
+    assert files_of(store) == before
+    assert {removal.path for removal in gc.collect(store, 0, 0, dry_run=False)} == {removal.path for removal in told}
+    assert len(told) == 10
+
+
+def write_index(store, held, numbers):
+    """A dataset index that refers to the target rows of a manifest."""
+    blank = dict.fromkeys(DATASET.columns.names[1:], "")
+    with store.writer("dataset", "all", DATASET, TOGETHER, Limits()) as writer:
+        for number in numbers:
+            row = held.rows[f"{number}/000"]
+            data = {
+                **blank,
+                "captions": [],
+                "view": 0,
+                "rank": number,
+                "target_shard": "0",
+                "target_part": row.part,
+                "target_row": row.part_row,
+            }
+            writer.add(Outcome(stage="dataset", key=row.key, data=data), {"target": row.digest, "part": str(row.part)})
+        writer.finish({f"{number}/000" for number in numbers})
+
+
+def test_gc_keeps_the_parts_that_the_dataset_index_refers_to(store):
+    old = write_targets(store, range(3))
+    write_index(store, old, range(2))
+    write_targets(store, range(10, 13))
+    (gone,) = gc.collect(store, 0, 0, dry_run=False)
+    assert gone.path.name == old.rows["2/000"].part
+    folder = store.shard("targets", "0")
+    for number in range(2):
+        row = old.rows[f"{number}/000"]
+        assert read_rows(folder / row.part, [row.part_row], ["key"]).column("key").to_pylist() == [row.key]
+    write_index(store, store.manifest("targets", "0"), range(10, 13))
+    freed = {removal.path.name for removal in gc.collect(store, 0, 0, dry_run=False)}
+    assert {old.rows[f"{number}/000"].part for number in range(2)} <= freed
+
+
+def add_file(store, tmp_path, content):
+    """A file in the blobs that a collection's downloads list."""
+    source = tmp_path / "source"
+    source.write_bytes(content)
+    sha256, size = store.blobs.add(source)
+    data = {
+        "bundle": sha256,
+        "file_type": "obj",
+        "main": "a.obj",
+        "files": [{"path": "a.obj", "sha256": sha256, "bytes": size}],
+        "missing": [],
+        "bytes": size,
+    }
+    write(store, {sha256: data}, TOGETHER, "downloads", DOWNLOADS)
+    return store.blobs.path(sha256)
+
+
+def test_gc_never_touches_another_collections_files(store, tmp_path):
+    other = Store(store.root, "other", 4)
+    mine, theirs = add_file(store, tmp_path, b"mine"), add_file(other, tmp_path, b"theirs")
+    part = only_part(other, other.manifest("downloads", "0"))
+    stray = store.blobs.path(store.blobs.add(tmp_path / "source")[0])
+    assert stray == theirs
+    (tmp_path / "source").write_bytes(b"nobody's")
+    nobodys = store.blobs.path(store.blobs.add(tmp_path / "source")[0])
+    assert [removal.path for removal in gc.collect(store, 0, 0, dry_run=False)] == [nobodys]
+    assert mine.exists() and theirs.exists() and part.exists()
+
+
+def test_a_file_that_is_stored_again_gets_its_grace_again(store, tmp_path):
+    (tmp_path / "source").write_bytes(b"of a run that has not committed its row yet")
+    blob = store.blobs.path(store.blobs.add(tmp_path / "source")[0])
+    os.utime(blob, (0, 0))
+    assert [removal.path for removal in gc.collect(store, 60, 0, dry_run=True)] == [blob]
+    store.blobs.add(tmp_path / "source")
+    assert gc.collect(store, 60, 0, dry_run=True) == []
+
+
+def test_compaction_makes_fewer_files_and_changes_no_digest(store):
+    content = {f"{index:02d}": "x" * 100 for index in range(20)}
+    before = write(store, content)
+    assert len(before.parts) == 20
+    assert gc.compact(store, 0, dry_run=False) == [("plain", "0", 20)]
+    after = store.manifest("plain", "0")
+    assert len(after.parts) == 1
+    assert after.digest == before.digest
+    assert after.complete
+    assert values(store, after) == content == values(store, before)
+    assert set(after.retired) == before.parts
+    assert gc.compact(store, 0, dry_run=False) == []
+
+
+def test_compaction_of_targets_keeps_every_byte(store):
+    before = write_targets(store, range(20))
+    gc.compact(store, 0, dry_run=False)
+    after = store.manifest("targets", "0")
+    folder = store.shard("targets", "0")
+    for key, row in before.rows.items():
+        now = after.rows[key]
+        old, new = read_rows(folder / row.part, [row.part_row]), read_rows(folder / now.part, [now.part_row])
+        assert old.equals(new)
+    assert after.digest == before.digest
+
+
+def test_compaction_cuts_at_the_size_of_a_part(store, monkeypatch):
+    monkeypatch.setattr(gc, "PART_BYTES", 1000)
+    content = {f"{index:02d}": "x" * 100 for index in range(40)}
+    before = write(store, content, schema=replace(PLAIN, row_group_rows=4))
+    monkeypatch.setitem(gc.SCHEMAS, "plain", replace(PLAIN, row_group_rows=4))
+    gc.compact(store, 0, dry_run=False)
+    after = store.manifest("plain", "0")
+    assert 3 <= len(after.parts) <= 6
+    assert after.digest == before.digest
+    assert values(store, after) == content
+
+
+def test_mostly_dead_parts_are_rewritten(store):
+    write(store, {f"{index}": "old" for index in range(10)}, TOGETHER)
+    with store.writer("plain", "0", PLAIN, TOGETHER, Limits()) as writer:
+        for index in range(6):
+            writer.add(Outcome(stage="plain", key=f"{index}", data={"value": "new", "place": ""}), {"code": "2"})
+        writer.finish({f"{index}" for index in range(10)})
+    assert [count for *_, count in gc.compact(store, 0, dry_run=False)] == [1]
+    held = store.manifest("plain", "0")
+    assert values(store, held) == {f"{index}": "new" if index < 6 else "old" for index in range(10)}
