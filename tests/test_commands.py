@@ -15,7 +15,7 @@ from pydantic_settings.exceptions import SettingsError
 from gap3d.catalog import object_id_of
 from gap3d.store import free_bytes
 from pipelines import catalog
-from pipelines.command import load_settings, open_store, presets
+from pipelines.command import load_settings, open_store, presets, say
 from pipelines.plan import lines, make_plan, refusal
 from pipelines.previews import collection_sheet
 from pipelines.why import changed_settings, rows_of
@@ -84,10 +84,21 @@ def test_unknown_keys_are_refused_everywhere(tmp_path, monkeypatch):
 def test_the_paper_preset_is_the_papers():
     paper = load_settings("paper")
     assert (paper.views.points, paper.views.yaws) == (5000, (0.0, 90.0, 180.0, 270.0))
-    assert (paper.views.pitch, paper.views.radius, paper.views.fov) == (30.0, 2.0, 40.0)
+    assert (paper.views.pitches, paper.views.radius, paper.views.fov) == ((30.0,), 2.0, 40.0)
     assert (paper.renders.resolution, paper.renders.samples) == (512, 128)
+    assert paper.views.protocol == "least_occluded" and paper.views == load_settings("demo").views
     assert (paper.targets.image_size, paper.targets.encoder) == (518, "facebook/dinov2-with-registers-large")
     assert paper.dataset.count == 60_000
+
+
+def test_presets_lie_one_over_the_other_and_flags_over_all(monkeypatch):
+    layered = load_settings("paper,twenty_views,fast")
+    assert (layered.views.images, layered.renders.depth, layered.views.protocol) == (20, True, "fixed")
+    assert layered.renders.samples == load_settings("fast").renders.samples < 128
+    assert (layered.collection, layered.targets) == ("objaverse", load_settings("paper").targets)
+    assert load_settings("fast,paper").renders.samples == 128  # the later one has the say
+    monkeypatch.setenv("GAP3D_RENDERS__SAMPLES", "7")
+    assert load_settings("paper,fast").renders.samples == 7
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -263,3 +274,25 @@ def test_a_table_without_captions_is_refused(tmp_path):
     (tmp_path / "objects" / "captions.csv").write_text("path,caption\na.obj,a cube\n")
     with pytest.raises(ValueError, match="needs one named captions"):
         catalog.run(small(tmp_path / "store", tmp_path / "objects"))
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        ["--renders.resolution", "1"],
+        ["--renders.seed", "99999999999"],
+        ["--renders.samples", "99999999999"],
+        ["--views.radius", "inf"],
+        ["--views.pitches", "[91]"],
+        ["--views.yaws", "[]"],
+        ["--quality.covered", "[0.95, 0.005]"],
+    ],
+)
+def test_settings_that_no_picture_can_have_are_refused_at_once(flag):
+    told = program("pipelines.rendering", *flag)
+    assert told.returncode == 2 and "settings:" in told.stderr
+
+
+def test_strangers_have_no_say_over_the_terminal(capsys):
+    say("a\x1b[31mred\x07", "next\tline")
+    assert capsys.readouterr().out == "a\ufffd[31mred\ufffd\nnext\tline\n"

@@ -189,11 +189,18 @@ WITHOUT_BPY = [
     "-c",
     "import sys; sys.modules['bpy'] = None; import runpy; runpy.run_module('render.child', run_name='__main__')",
 ]
-ALWAYS_CRASHES = [
-    sys.executable,
-    "-c",
-    "import os; from render import child; child.Session.load = lambda *_: os.abort(); child.main()",
-]
+CRASHING = """
+import os
+from render import child, sandbox
+def then_break(cell, escapes=sandbox.escapes):
+    found = escapes(cell)
+    from render import session  # brings threads: not before the confinement
+    session.Session.load = lambda *_: os.abort()
+    return found
+sandbox.escapes = then_break
+child.main()
+"""
+ALWAYS_CRASHES = [sys.executable, "-c", CRASHING]
 
 
 def use_program(program):

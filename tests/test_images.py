@@ -15,7 +15,6 @@ from PIL import Image
 from gap3d.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    coverage,
     decode_png,
     normalise,
     resize_and_crop,
@@ -172,11 +171,3 @@ def test_alpha_matters_unless_dropped():
     assert torch.from_numpy(black).dtype == torch.float32
     np.testing.assert_array_equal(drop, normalise(rgba[..., :3]))
     assert black.mean() < drop.mean()
-
-
-def test_coverage():
-    rgba = noise(10, 10)
-    rgba[..., 3] = 0
-    assert coverage(png(rgba), LIMIT) == 0
-    rgba[:3, :, 3] = 1
-    assert coverage(png(rgba), LIMIT) == pytest.approx(0.3)

@@ -77,7 +77,7 @@ POINTS = {
     "views: object unpacked": ("downloads", Point("gap3d.blobs:Blobs.unpack", "after", call=2)),
     "views: Blender starting": ("downloads", Point("render.process:Child.__init__", "after")),
     "views: Blender importing": ("downloads", Point(SEND, "after", "'op': 'load'", 2)),
-    "views: view chosen, nothing rendered": ("downloads", Point("pipelines.rendering:Attempt.choose", "after", call=2)),
+    "views: view chosen, nothing rendered": ("downloads", Point("pipelines.attempt:Attempt.choose", "after", call=2)),
     "renders: Blender in mid-render": ("downloads", Point(SEND, "after", "'op': 'render'", 2, pause=0.02)),
     "renders: manifest of views written, of renders not": (
         "downloads",

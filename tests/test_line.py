@@ -178,7 +178,8 @@ def test_overrides_exclude_pin_turn_and_caption(line):
     store = open_store(settings)
     views = {key: row for shard in store.shards for key, row in store.read(store.manifest("views", shard)).items()}
     pinned = views[object_id("b.obj")]
-    assert (pinned["yaw"], pinned["pinned"], pinned["chosen"]) == (180.0, True, 2)
+    assert [camera["yaw"] for camera in pinned["cameras"]] == [180.0]
+    assert (pinned["pinned"], pinned["chosen"]) == (True, 2)
     assert len(pinned["counts"]) == 4
     index = store.read(store.manifest("dataset", "all"))
     assert index[f"{object_id('painted.obj')}/000"]["captions"] == ["red box"]

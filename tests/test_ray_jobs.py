@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ import pytest
 from code_location import digests, environment, program, write_toys
 from dagster_site import ROOT, Site, executable
 from processes import alive, beyond_loopback, blenders, end, free_ports, listening, named, tree, wait_for
+
+from gap3d.store import Store
 
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -187,6 +190,39 @@ def test_every_stage_by_ray_job_submit_writes_what_it_writes_inline(place, surro
     assert made.returncode == 0, made.stdout[-3000:]
     assert "5 rows: 5 ok; computed 5" in made.stdout
     assert digests(settings) == inline
+    bars = [line for line in made.stdout.splitlines() if line.startswith("renders:")]
+    assert ("0/5" in bars[0], "5/5" in bars[-1]) == (True, True)
+
+
+@pytest.mark.slow
+def test_ray_job_stop_ends_the_blenders_and_the_next_job_computes_exactly_the_rest(place, surroundings, head, inline):
+    values = {"COMPUTE__WORKERS": "1", "COMPUTE__FLUSH_ROWS": "1", "RENDERS__SAMPLES": "2048"}
+    settings = environment(place / "stopped", place / "objects", **values)
+    shutil.copytree(place / "inline", place / "stopped", ignore=shutil.ignore_patterns("renders"))
+    words = ["job", "submit", "--submission-id", "to-stop", "--runtime-env-json", json.dumps({"env_vars": settings})]
+    words += ["--", sys.executable, "-m", "pipelines.renders"]
+    follower = subprocess.Popen(
+        [executable("ray"), *words],
+        env={**surroundings, "RAY_API_SERVER_ADDRESS": head.address},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    with follower:
+        wait_for(lambda: [stage for stage in digests(settings) if stage.startswith("renders/")], 120, "a first row")
+        follower.send_signal(signal.SIGINT)
+    at_work = wait_for(lambda: blenders(str(place / "tmp")), 20, "a Blender at work after Ctrl-C: the job goes on")
+    assert "RUNNING" in ray(surroundings, head, "job", "status", "to-stop").stdout
+    started = time.monotonic()
+    assert ray(surroundings, head, "job", "stop", "to-stop").returncode == 0
+    wait_for(lambda: not alive(at_work), 10, "its Blenders end")
+    assert time.monotonic() - started < 20
+    store = Store(place / "stopped", "toys", 4)
+    left = 5 - sum(len(store.manifest("renders", shard).rows) for shard in store.shards)  # none of them is damaged
+    assert 0 < left < 5
+    words[3] = "to-end"
+    made = ray(surroundings, head, *words)
+    assert made.returncode == 0, made.stdout[-3000:]
+    assert f"5 rows: 5 ok; computed {left}" in made.stdout
 
 
 def test_with_one_setting_the_same_materialisation_is_a_ray_job_with_equal_digests(place, surroundings, head, inline):

@@ -1,101 +1,16 @@
 """The Dagster UI as a person uses it: a real browser, real clicks."""
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from browser import NEEDED, Browser
 from code_location import environment, program, write_toys
 from dagster_site import Site
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-CHROMEDRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not (CHROMIUM and CHROMEDRIVER),
-        reason="no chromium or chromedriver: apt-get install chromium chromium-driver",
-    ),
-]
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--window-size=1600,1200",
-)
+pytestmark = NEEDED
 ASSETS = ("catalog", "shard_manifest", "downloads", "views", "renders", "targets", "dataset")
-
-
-class Browser:
-    """A headless Chromium."""
-
-    def __init__(self, profile: Path) -> None:
-        from selenium import webdriver
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for flag in (*FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-        self.driver.set_page_load_timeout(60)
-
-    def open(self, address: str) -> None:
-        self.driver.get(address)
-
-    def find(self, path: str) -> list:
-        """Visible elements of an XPath."""
-        from selenium.common.exceptions import StaleElementReferenceException
-
-        try:
-            return [element for element in self.driver.find_elements("xpath", path) if element.is_displayed()]
-        except StaleElementReferenceException:
-            return []
-
-    def see(self, *texts: str, seconds: float = 30.0) -> str:
-        """The page's text, once all of these are in it."""
-        from selenium.common.exceptions import StaleElementReferenceException
-
-        deadline = time.monotonic() + seconds
-        shown = ""
-        while time.monotonic() < deadline:
-            try:
-                shown = self.driver.find_element("tag name", "body").text
-            except StaleElementReferenceException:
-                continue
-            if all(text in shown for text in texts):
-                return shown
-            time.sleep(0.2)
-        raise AssertionError(f"not on the page after {seconds:g} s: {[t for t in texts if t not in shown]}\n{shown}")
-
-    def click(self, path: str, seconds: float = 30.0) -> None:
-        """Click the first visible element of an XPath as soon as nothing covers it."""
-        from selenium.common.exceptions import WebDriverException
-
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                if found := self.find(path):
-                    found[0].click()
-                    return
-            except WebDriverException:
-                pass
-            if time.monotonic() > deadline:
-                raise AssertionError(f"cannot be clicked: {path}\n{self.see('')}")
-            time.sleep(0.2)
-
-    def shot(self, name: str) -> None:
-        """A screenshot, where UI_SCREENSHOTS names a folder for them."""
-        if folder := os.environ.get("UI_SCREENSHOTS"):
-            self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
 
 
 def button(text: str) -> str:
@@ -135,7 +50,7 @@ def clicked(place) -> str:
     page.see("Select all (4)")
     page.click("//*[not(*) and normalize-space(.)='1']")
     page.shot("ui_chosen")
-    page.click("//*[text()='Partition selection']")
+    page.leave("//*[text()='Partition selection']", "Select all (4)")
     page.click(button("Launch 1 run"))
     (run,) = wait_new(site, before)
     assert site.wait(run) == "SUCCESS", site.events(run)[-3000:]
@@ -158,10 +73,10 @@ def wait_new(site: Site, before: set[str], seconds: float = 30.0) -> set[str]:
 
 
 def see_the_shard(place) -> None:
-    """The page of shard 1 of views: metadata, and the contact sheet as a picture."""
+    """The page of shard 1 of views: metadata, where its report is, and the contact sheet as a picture."""
     page, site = place.browser, place.site
     page.open(f"{site.address}/assets/views?partition=1&view=partitions")
-    shown = page.see("contact_sheet", "rows_per_second", "digest", "statuses")
+    shown = page.see("contact_sheet", "reports/shard-1.html", "rows_per_second", "digest", "statuses")
     assert "Materialized" in shown
     page.click("//*[contains(text(), 'Show Markdown')]")
     deadline = time.monotonic() + 20

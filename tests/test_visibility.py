@@ -14,11 +14,12 @@ from gap3d import embree
 from gap3d.cameras import Camera
 from gap3d.embree import Scene, require_embree
 from gap3d.records import Failure, Status, SystemicFault
+from gap3d.seeds import generator
 from gap3d.settings import ViewSettings
-from gap3d.visibility import sample_generator, sample_surface, select_view, triangle_areas
+from gap3d.visibility import sample_surface, select_view, triangle_areas
 
 SETTINGS = ViewSettings()
-CAMERAS = [Camera(yaw, SETTINGS.pitch, SETTINGS.radius, SETTINGS.fov) for yaw in SETTINGS.yaws]
+CAMERAS = [Camera(yaw, SETTINGS.pitches[0], SETTINGS.radius, SETTINGS.fov) for yaw in SETTINGS.yaws]
 OBJECTS = Path(__file__).resolve().parents[2] / "shared" / "data" / "objects"
 
 
@@ -153,8 +154,8 @@ def test_a_turned_object_has_the_same_scores_from_turned_yaws():
 def test_the_samples_of_a_turned_mesh_are_the_turned_samples():
     vertices, faces = bumpy()
     turned = np.stack([-vertices[:, 1], vertices[:, 0], vertices[:, 2]], axis=1)
-    before = sample_surface(vertices, faces, 5000, sample_generator("object", 0))
-    after = sample_surface(turned, faces, 5000, sample_generator("object", 0))
+    before = sample_surface(vertices, faces, 5000, generator("object", 0))
+    after = sample_surface(turned, faces, 5000, generator("object", 0))
     np.testing.assert_array_equal(after, np.stack([-before[:, 1], before[:, 0], before[:, 2]], axis=1))
 
 
@@ -198,7 +199,7 @@ def test_the_object_id_and_the_seed_decide():
     assert select_view(vertices.astype(np.float64), faces.astype(np.int64), SETTINGS, "a") == first
     assert select_view(vertices, faces, SETTINGS, "b").counts != first.counts
     assert select_view(vertices, faces, ViewSettings(seed=1), "a").counts != first.counts
-    assert sample_generator("a", 0).random(2).tolist() == [0.681470775858739, 0.423780964516981]
+    assert generator("a", 0).random(2).tolist() == [0.681470775858739, 0.423780964516981]
 
 
 def test_the_number_of_threads_changes_nothing():
@@ -369,7 +370,7 @@ def compare_with_blender(meshes, folder):
     pytest.importorskip("bpy", reason="Blender's Python module is not installed")
     data, ours = {}, {}
     for name, (vertices, faces) in meshes.items():
-        points = sample_surface(vertices, faces, SETTINGS.points, sample_generator(name, 0))
+        points = sample_surface(vertices, faces, SETTINGS.points, generator(name, 0))
         scene = Scene(vertices, faces)
         ours[name] = [scene.visible(camera, points, SETTINGS.tolerance) for camera in CAMERAS]
         data |= {f"{name}/vertices": vertices, f"{name}/faces": faces, f"{name}/points": points}

@@ -1,0 +1,176 @@
+"""The pool of workers on several nodes, the cluster files, and the programs as single files."""
+
+import importlib.machinery
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gap3d.records import Outcome, SystemicFault
+from pipelines import cluster
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 0.1
+
+
+class Sleeper:
+    """Answers an item with the node and the process it was done in, and what Ray gave it."""
+
+    def process(self, payload):
+        import ray
+
+        time.sleep(SECONDS)
+        context = ray.get_runtime_context()
+        found = {"node": context.get_node_id(), "process": os.getpid(), "given": context.get_assigned_resources()}
+        return [Outcome(key=str(payload), data=found)]
+
+    def probe(self):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Ray's own nodes, several on this machine; the head has one CPU and a resource of which no other node has any."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_TMPDIR", folder)  # names of unix sockets are short
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the workers below are found
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "resources": {"rt_cores": 1}})
+        ray.init(made.address, log_to_driver=False)
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+def test_a_node_that_joins_is_used_and_one_that_dies_costs_no_item(nodes):
+    pool = cluster.RayPool(Sleeper, cluster.Resources(3), 60)
+    items = [f"item {index}" for index in range(100)]
+    answers = pool.run(items, str)
+    done = [next(answers) for _ in range(5)]
+    assert len({answer.data["node"] for _, (answer,) in done}) == 1
+    assert {answer.host for _, (answer,) in done} == {socket.gethostname()}
+    joined = nodes.add_node(num_cpus=1)
+    while len({answer.data["node"] for _, (answer,) in done}) == 1:
+        done.append(next(answers))
+    raylet = joined.all_processes["raylet"][0].process.pid
+    for process in (raylet, done[-1][1][0].data["process"]):  # a worker lives on for a while without its raylet
+        os.kill(process, signal.SIGKILL)
+    done += answers
+    pool.close()
+    assert sorted(item for item, _ in done) == sorted(items)
+    assert all(answer.key == item for item, (answer,) in done)
+    nodes.remove_node(joined, allow_graceful=False)
+
+
+def test_workers_are_where_the_resource_is_and_no_more_than_it_is_good_for(nodes):
+    other = nodes.add_node(num_cpus=4)
+    pool = cluster.RayPool(Sleeper, cluster.Resources(4, custom={"rt_cores": 0.5}, cpus=0.25), 60)
+    done = [answer.data for _, (answer,) in pool.run(list(range(20)), str)]
+    pool.close()
+    assert {each["node"] for each in done} == {nodes.head_node.node_id}
+    assert len({each["process"] for each in done}) == 2
+    assert all(each["given"] == {"rt_cores": 0.5, "CPU": 0.25} for each in done)
+    nodes.remove_node(other)
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        pytest.param(cluster.Resources(2, custom={"tpu": 1.0}), "CPU 1, tpu 1", id="custom"),
+        pytest.param(cluster.Resources(2, gpus=1.0), "CPU 1, GPU 1", id="gpu"),
+        pytest.param(cluster.Resources(2, cpus=64.0), "CPU 64", id="cpus"),
+    ],
+)
+def test_what_no_node_has_is_said_at_once(nodes, resources, words):
+    started = time.monotonic()
+    with pytest.raises(SystemicFault, match=rf"no node .* \({words}\); its nodes have"):
+        cluster.RayPool(Sleeper, resources, 60)
+    assert time.monotonic() - started < 5
+
+
+class Broken(Sleeper):
+    """A worker that can't be made."""
+
+    def __init__(self):
+        raise SystemicFault("there is no Blender here")
+
+
+def test_a_worker_that_cannot_be_made_is_its_own_sentence(nodes):
+    pool = cluster.RayPool(Broken, cluster.Resources(1), 60)
+    with pytest.raises(SystemicFault, match=r"^there is no Blender here$"):
+        list(pool.run([1], str))
+    pool.close()
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "cluster-aws.yaml"])
+def test_ray_takes_the_cluster_files_and_every_start_asks_for_the_token(name):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    written = yaml.safe_load((ROOT / "pipelines" / name).read_text())
+    config = prepare_config(written)
+    validate_config(config)
+    starts = [
+        words for of in ("head", "worker") for words in config[f"{of}_start_ray_commands"] if "ray start" in words
+    ]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in words for words in starts)
+    assert "~/.ray/auth_token" in config["file_mounts"]
+
+
+def test_on_aws_each_stage_has_one_kind_of_machine():
+    types = yaml.safe_load((ROOT / "pipelines" / "cluster-aws.yaml").read_text())["available_node_types"]
+
+    def holding(**needs):
+        return [name for name, of in types.items() if all(of["resources"].get(n, 0) >= v for n, v in needs.items())]
+
+    assert holding(CPU=1, GPU=1, rt_cores=1) == ["render"]
+    assert holding(CPU=1, GPU=1, encoders=1) == ["encode"]
+
+
+def test_no_module_of_pipelines_hides_another_package():
+    ours = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
+    elsewhere = [path for path in sys.path if path and Path(path) not in (ROOT, ROOT / "tests")]
+    found = {name for name in ours if importlib.machinery.PathFinder.find_spec(name, elsewhere)}
+    assert found == set()
+    assert {"gc"} == ours & set(sys.builtin_module_names)  # those come before any file
+
+
+@pytest.mark.parametrize("program", ["views.py", "renders.py"])
+def test_a_program_works_as_one_file_in_a_home_of_namesakes_and_as_a_file_here(program, tmp_path):
+    for package in ("gap3d", "render", "pipelines"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise RuntimeError('a namesake')\n")
+    shutil.copy(ROOT / "pipelines" / program, tmp_path)
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for folder, path in ((tmp_path, tmp_path / program), (ROOT, f"pipelines/{program}")):
+        words = [sys.executable, str(path), "--shards", "none of them"]
+        said = subprocess.run(words, cwd=folder, env=bare, capture_output=True, text=True, timeout=60, check=False)
+        assert "no shard none of them: the collection has" in said.stderr, said.stderr
+
+
+def test_in_a_log_progress_is_whole_lines_now_and_then():
+    words = "import time; from pipelines import progress; progress.LINE_S = 0.5\n"
+    words += "for _ in progress.progress(range(100), desc='renders'): time.sleep(0.02)"
+    said = subprocess.run([sys.executable, "-c", words], capture_output=True, timeout=60, check=True).stderr.decode()
+    lines = said.split("\n")
+    assert "\r" not in said
+    assert lines.pop() == ""
+    assert 3 <= len(lines) <= 12
+    assert "0/100" in lines[0]
+    assert [("100/100" in line) for line in lines].count(True) == 1

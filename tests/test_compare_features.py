@@ -1,0 +1,67 @@
+"""compare_features against a plain computation, and against itself."""
+
+import numpy as np
+import pytest
+from folders import run_line, small, write_box
+
+from gap3d.dataset import read_targets
+from pipelines.command import open_store
+from pipelines.compare_features import compare
+from pipelines.job import NotReady
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """The same three boxes in two collections, with few samples and with more, and a third at another image size."""
+    root = tmp_path_factory.mktemp("profiles")
+    for index in range(3):
+        write_box(root / "objects" / f"{index}.obj", 1.0 + index)
+    made = {}
+    for name, values in {
+        "coarse": {"renders": {"samples": 1, "denoise": False}},
+        "fine": {"renders": {"samples": 64, "denoise": False}},
+        "larger": {"targets": {"image_size": 70}},
+    }.items():
+        settings = small(root / "store", root / "objects", collection=name, **values)
+        run_line(settings)
+        made[name] = open_store(settings)
+    return made
+
+
+def tokens(store):
+    return {
+        key: {
+            "cls": batch.cls[index : index + 1].numpy(),
+            "registers": batch.registers[index].float().numpy(),
+            "patches": batch.patches[index].float().numpy(),
+        }
+        for shard in store.shards
+        for batch in read_targets(store, shard)
+        for index, key in enumerate(batch.keys)
+    }
+
+
+def test_a_collection_is_the_same_as_itself(stores):
+    for values in compare(stores["fine"], stores["fine"]).values():
+        assert len(values) == 3
+        np.testing.assert_allclose(values, 1.0, atol=1e-6)
+
+
+def test_cosines_are_means_over_the_tokens_of_each_image(stores):
+    one, other = tokens(stores["coarse"]), tokens(stores["fine"])
+    for kind, values in compare(stores["coarse"], stores["fine"]).items():
+        expected = sorted(
+            np.mean(
+                (one[key][kind] * other[key][kind]).sum(-1)
+                / np.linalg.norm(one[key][kind], axis=-1)
+                / np.linalg.norm(other[key][kind], axis=-1)
+            )
+            for key in one
+        )
+        np.testing.assert_allclose(sorted(values.tolist()), expected, atol=1e-5)
+        assert min(expected) < 0.9999  # noise does change the features
+
+
+def test_other_token_counts_are_refused_with_a_sentence(stores):
+    with pytest.raises(NotReady, match="same encoder and image size"):
+        compare(stores["fine"], stores["larger"])
