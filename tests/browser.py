@@ -96,8 +96,8 @@ class Browser:
                 raise AssertionError(f"cannot be clicked: {path}\n{self.see('')}")
             time.sleep(0.2)
 
-    def leave(self, path: str, text: str, seconds: float = 30.0) -> None:
-        """Click where the first visible element of an XPath is, whatever covers it, until a menu's text is gone."""
+    def press(self, path: str, text: str, seconds: float = 30.0) -> None:
+        """Click where the first visible element of an XPath lies until a text is gone: an open menu takes one click."""
         from selenium.common.exceptions import WebDriverException
         from selenium.webdriver import ActionChains
 
@@ -106,7 +106,9 @@ class Browser:
             assert time.monotonic() < deadline, f"still there after {seconds:g} s: {text}\n{shown}"
             with contextlib.suppress(IndexError, WebDriverException):
                 ActionChains(self.driver).click(self.find(path)[0]).perform()
-            time.sleep(0.5)
+            again = time.monotonic() + 3
+            while text in self.see("") and time.monotonic() < again:
+                time.sleep(0.2)
 
     def shot(self, name: str) -> None:
         """A screenshot, where UI_SCREENSHOTS names a folder for them."""

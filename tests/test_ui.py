@@ -50,8 +50,7 @@ def clicked(place) -> str:
     page.see("Select all (4)")
     page.click("//*[not(*) and normalize-space(.)='1']")
     page.shot("ui_chosen")
-    page.leave("//*[text()='Partition selection']", "Select all (4)")
-    page.click(button("Launch 1 run"))
+    page.press(button("Launch 1 run"), "Launch 1 run")
     (run,) = wait_new(site, before)
     assert site.wait(run) == "SUCCESS", site.events(run)[-3000:]
     return run
