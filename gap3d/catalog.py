@@ -250,7 +250,9 @@ def folder_rows(
                 "file_type": file_type_of(path),
                 "fetch_group": object_id,
                 "licence": "",
+                "aesthetic_score": None,
                 "captions": texts,
+                "cluster": content["sha256"],
                 # Equal bytes are one cluster: they never stand on both sides of the split.
                 "split": split_of(content["sha256"], settings),
                 "rank": rank_of(object_id, settings.seed),

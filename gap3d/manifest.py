@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from gap3d import fingerprints
 from gap3d.parts import write_atomically
-from gap3d.records import LIMITS_OF, PERSISTENCE, Persistence, Status
+from gap3d.records import ATTEMPTS_OF, LIMITS_OF, PERSISTENCE, Persistence, Status
 from gap3d.schemas import LEDGER, REWRITTEN, SCHEMA_VERSION
 from gap3d.settings import Limits
 
@@ -59,8 +59,8 @@ class LedgerRow:
         kind = PERSISTENCE[self.status]
         if kind is Persistence.LIMIT_BOUND and dict(self.limits) != limits_in_force(self.status, limits):
             return "changed limit: " + ", ".join(LIMITS_OF[self.status])
-        if kind is Persistence.TRANSIENT and self.attempts < limits.attempts:
-            return f"attempt {self.attempts + 1} of {limits.attempts}"
+        if kind is Persistence.TRANSIENT and self.attempts < (most := getattr(limits, ATTEMPTS_OF[self.status])):
+            return f"attempt {self.attempts + 1} of {most}"
         return ""
 
 

@@ -18,6 +18,7 @@ class Status(enum.StrEnum):
     DUPLICATE = "duplicate"
     NOT_ADMITTED = "not_admitted"  # a good row beyond the wanted count
     MISSING = "missing"
+    UNREACHABLE = "unreachable"  # the network, or the machine at its other end
     HASH_MISMATCH = "hash_mismatch"
     LFS_POINTER = "lfs_pointer"
     TOO_LARGE = "too_large"
@@ -47,6 +48,7 @@ PERSISTENCE: Mapping[Status, Persistence] = {
     **dict.fromkeys(Status, Persistence.PERMANENT),
     Status.CRASHED: Persistence.TRANSIENT,
     Status.INTERNAL_ERROR: Persistence.TRANSIENT,
+    Status.UNREACHABLE: Persistence.TRANSIENT,
     Status.TIMEOUT: Persistence.LIMIT_BOUND,
     Status.OUT_OF_MEMORY: Persistence.LIMIT_BOUND,
     Status.TOO_LARGE: Persistence.LIMIT_BOUND,
@@ -56,7 +58,14 @@ PERSISTENCE: Mapping[Status, Persistence] = {
 LIMITS_OF: Mapping[Status, tuple[str, ...]] = {
     Status.TIMEOUT: ("timeout_s",),
     Status.OUT_OF_MEMORY: ("memory_bytes",),
-    Status.TOO_LARGE: ("object_bytes", "triangles", "pixels"),
+    Status.TOO_LARGE: ("object_bytes", "repository_bytes", "triangles", "pixels"),
+}
+
+# The field of settings.Limits that bounds the tries of a transient status.
+ATTEMPTS_OF: Mapping[Status, str] = {
+    Status.CRASHED: "attempts",
+    Status.INTERNAL_ERROR: "attempts",
+    Status.UNREACHABLE: "network_attempts",
 }
 
 

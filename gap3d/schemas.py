@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
-REWRITTEN = {"views": 2, "renders": 2}  # versions since which a stage's older rows are made again
+SCHEMA_VERSION = 3
+REWRITTEN = {"catalog": 3, "views": 2, "renders": 2}  # versions since which a stage's older rows are made again
 STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")  # in the order of the line
 
 
@@ -39,7 +39,9 @@ CATALOG = StageSchema(
             ("file_type", pa.string()),
             ("fetch_group", pa.string()),
             ("licence", pa.string()),
+            ("aesthetic_score", pa.float64()),
             ("captions", pa.list_(pa.string())),  # longest first
+            ("cluster", pa.string()),  # near duplicates: never on both sides of the split
             ("split", pa.string()),
             ("rank", pa.int64()),  # order of sampling; smaller is taken first
             ("pinned_yaw", pa.float64()),

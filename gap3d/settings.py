@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 GIB = 1024**3
+Origin = Literal["github", "sketchfab", "thingiverse", "smithsonian"]
 
 
 class Section(BaseModel):
@@ -23,23 +24,39 @@ class Section(BaseModel):
 class SourceSettings(Section):
     """Where objects come from."""
 
-    kind: Literal["samples", "folder"] = "samples"
-    """samples: the two dozen bundled objects. folder: the user's own 3D files."""
+    kind: Literal["samples", "folder", "objaverse", "tables"] = "samples"
+    """samples: the two dozen bundled objects. folder: the user's own 3D files. objaverse: Objaverse-XL.
+
+    tables: any list of objects with Objaverse-XL's columns."""
     path: Path | None = None
-    """folder: the root of the files, searched at any depth."""
+    """folder: the root of the files, searched at any depth, or a zip or tar archive of them (Toys4K)."""
     captions: Path | None = None
-    """CSV or Parquet with columns path and captions (a JSON list or one text).
+    """folder: CSV or Parquet with columns path and captions (a JSON list or one text).
 
     Default: captions.csv in the folder, if there."""
     overrides: Path | None = None
-    """CSV with columns path, exclude, yaw, up_axis, captions; empty cells change nothing."""
+    """folder: CSV with columns path, exclude, yaw, up_axis, captions; empty cells change nothing."""
+    tables: tuple[Path, ...] = ()
+    """tables: CSV or Parquet with columns fileIdentifier, source, license, fileType, sha256, metadata."""
+    origins: Annotated[tuple[Origin, ...], Field(min_length=1)] = ("github", "sketchfab", "thingiverse", "smithsonian")
+    """objaverse: which of its annotations."""
+    annotations: Path = Path("~/.objaverse")
+    """objaverse: where the annotations are kept, in the layout of the objaverse package; downloaded where absent."""
+    revision: str = "main"
+    """objaverse: hub revision (commit) of the annotations."""
+    described_by: tuple[Path, ...] = ()
+    """TRELLIS-500K tables (sha256, file_identifier, aesthetic_score, captions), joined to the objects."""
 
     @model_validator(mode="after")
-    def folder_has_a_path(self) -> "SourceSettings":
-        """A folder source names its folder."""
+    def kind_has_its_files(self) -> "SourceSettings":
+        """A source names its files."""
         if self.kind == "folder" and self.path is None:
             raise ValueError(
                 "source.kind = 'folder' needs source.path: name the folder of 3D files (--source.path DIR)"
+            )
+        if self.kind == "tables" and not self.tables:
+            raise ValueError(
+                "source.kind = 'tables' needs source.tables: name CSV or Parquet files (--source.tables '[\"a.csv\"]')"
             )
         return self
 
@@ -53,6 +70,24 @@ class CatalogSettings(Section):
     """Seed of the sampling order (rank) and of the split."""
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Share of duplicate clusters held out for validation."""
+    count: PositiveInt | None = None
+    """The first so many objects by rank; none takes all. With a reserve over dataset.count, for those that fail."""
+    licences: tuple[str, ...] | None = None
+    """Allow-list, by the name in the annotations in any case, with * and ?; none takes every licence."""
+    file_types: tuple[str, ...] | None = None
+    """Allow-list, e.g. ["glb", "obj"]; none takes all twelve."""
+    sources: tuple[str, ...] | None = None
+    """Allow-list of the annotations' sources; none takes all."""
+    least_score: float | None = None
+    """Least aesthetic score; objects without one are left out."""
+    captioned: bool = False
+    """Leave out objects without captions."""
+    most_bytes: PositiveInt | None = None
+    """Largest main file, where the annotations tell its size."""
+    held_out: tuple[Path, ...] = ()
+    """Tables with a column sha256 (Toys4K's): those bytes never take part."""
+    denied: Path | None = None
+    """CSV with columns object, licence, reason: takedowns; an object is named by id, identifier or sha256."""
 
     @model_validator(mode="after")
     def shards_are_a_power_of_two(self) -> "CatalogSettings":
@@ -197,14 +232,40 @@ class Limits(Section):
     """Resident memory of one Blender."""
     object_bytes: PositiveInt = 2 * GIB
     """Main file and companions together."""
+    repository_bytes: PositiveInt = 20 * GIB
+    """What a git repository may take on the disk while its objects are fetched."""
     triangles: PositiveInt = 20_000_000
     """Triangles after modifiers and instances."""
     pixels: PositiveInt = 16384 * 16384
     """Pixels of one image."""
     attempts: PositiveInt = 2
-    """Tries of a transient failure."""
+    """Tries of a transient failure of an engine."""
+    network_attempts: PositiveInt = 5
+    """Runs that try an object whose host could not be reached."""
     recycle_after: PositiveInt = 100
     """Objects that one Blender serves before a fresh one takes over."""
+
+
+class NetworkSettings(Section):
+    """How the internet is asked; changes no result."""
+
+    per_host: PositiveInt = 4
+    """Requests to one host at the same time, over all workers of a Ray cluster."""
+    requests_per_s: PositiveFloat = 4.0
+    """New requests to one host in a second, over all workers."""
+    retries: Annotated[int, Field(ge=0)] = 4
+    """Tries of a request after the first, with growing pauses and jitter."""
+    pause_s: PositiveFloat = 60.0
+    """Longest pause between tries; a host that asks for a longer one (Retry-After) is left for the next run."""
+    stall_s: PositiveFloat = 30.0
+    """A connection that brings nothing for so long is given up."""
+    object_s: PositiveFloat = 600.0
+    """One object's transfer, tries included."""
+    repository_s: PositiveFloat = 3600.0
+    """One repository's transfer, tries included."""
+    instead_of: dict[str, str] = {}
+    """Beginnings of addresses and what to ask instead: mirrors. Git has its own (url.<base>.insteadOf), the hub
+    HF_ENDPOINT."""
 
 
 class ComputeSettings(Section):
@@ -262,4 +323,5 @@ class Settings(BaseSettings):
     targets: TargetSettings = TargetSettings()
     dataset: DatasetSettings = DatasetSettings()
     limits: Limits = Limits()
+    network: NetworkSettings = NetworkSettings()
     compute: ComputeSettings = ComputeSettings()

@@ -78,7 +78,7 @@ def test_a_manifest_of_another_schema_version_is_refused(store, monkeypatch):
     monkeypatch.setattr(manifest, "SCHEMA_VERSION", 99)
     write(store, {"a": "1"})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="schema version 99, this program reads 2"):
+    with pytest.raises(ValueError, match="schema version 99, this program reads"):
         store.manifest("plain", "0")
 
 
