@@ -193,6 +193,8 @@ def become(run: Run) -> None:
         Path(run.scratch).mkdir(exist_ok=True)
         os.environ.update(TMPDIR=run.scratch, **run.environment)
         tempfile.tempdir = None
+        # Whoever runs the tests in the background of a shell has this signal ignored, and so would this process.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         code = perform(run)
     except SystemExit as end:
         code = end.code
