@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from assets_defs import events
-from assets_defs.automation import FIRST_HOP, ON_CHANGE, WHEN_SETTLED
+from assets_defs.automation import FIRST_HOP, ON_CHANGE, ON_NEW_VERSION, WHEN_SETTLED
 from assets_defs.partitions import SETTINGS, SHARDS
 from assets_defs.resources import Compute
 from gap3d import fingerprints
@@ -14,6 +14,7 @@ from gap3d.store import ALL
 from pipelines import rendering
 
 OWNERS = ["team:gap3d"]
+DATA_VERSION = "dagster/data_version"
 ENGINES = rendering.engine_versions()
 
 
@@ -26,7 +27,10 @@ def version(stage: str, *parts: str) -> str:
     group_name="objects",
     kinds={"python", "parquet"},
     owners=OWNERS,
-    code_version=version("catalog", fingerprints.settings_digest(SETTINGS.catalog)),
+    code_version=version(
+        "catalog", fingerprints.settings_digest(SETTINGS.source), fingerprints.settings_digest(SETTINGS.catalog)
+    ),
+    automation_condition=ON_NEW_VERSION,
     check_specs=events.check_specs("catalog"),
     pool="catalog",
 )
@@ -37,18 +41,17 @@ def catalog(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
     views, renders and targets of the shards you want, then the dataset. What is up to date is never computed twice.
     """
     report = compute.run(context, "catalog")
+    known = context.instance.event_log_storage.get_latest_tags_by_partition(
+        dg.AssetKey("shard_manifest"), dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION]
+    )  # of all shards at once: one by one takes seconds where there are a thousand
     for shard in report.shards:
-        record = context.instance.get_latest_data_version_record(
-            dg.AssetKey("shard_manifest"), partition_key=shard.shard
-        )
-        tags = record.asset_materialization.tags if record and record.asset_materialization else None
-        if tags is None or tags.get("dagster/data_version") != shard.digest:
+        if known.get(shard.shard, {}).get(DATA_VERSION) != shard.digest:
             context.log_event(
                 dg.AssetMaterialization(
                     "shard_manifest",
                     partition=shard.shard,
                     metadata={"rows": shard.found},
-                    tags={"dagster/data_version": shard.digest},
+                    tags={DATA_VERSION: shard.digest},
                 )
             )
     whole: dict[str, Any] = {

@@ -5,9 +5,11 @@ import dagster as dg
 from assets_defs.automation import on_change
 from assets_defs.checks import CHECKS
 from assets_defs.data import ASSETS
+from assets_defs.left_behind import left_behind
 from assets_defs.lost import lost_runs
 from assets_defs.pictures import quality_gates
 from assets_defs.resources import Compute
+from assets_defs.watch import watch_source
 
 line = dg.define_asset_job(
     "shard",
@@ -25,7 +27,7 @@ defs = dg.Definitions(
     assets=ASSETS,
     asset_checks=[*CHECKS, quality_gates],
     resources={"compute": Compute()},
-    sensors=[on_change, lost_runs],
+    sensors=[on_change, left_behind, lost_runs, watch_source],
     schedules=[nightly],
     jobs=[line],
     executor=dg.in_process_executor,  # a run is one process: one Ray and one import serve all its steps
