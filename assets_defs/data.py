@@ -37,7 +37,8 @@ def version(stage: str, *parts: str) -> str:
 def catalog(context: dg.AssetExecutionContext, compute: Compute) -> dg.MaterializeResult:
     """Which objects take part: captions, licence, split, rank and shard.
 
-    Reads the source folder; unchanged files are not read again. Start here: materialise the catalog, then downloads,
+    Reads the source folder, or the tables that list objects elsewhere; unchanged files are not read again, and `funnel`
+    counts what each step of the selection left out. Start here: materialise the catalog, then downloads,
     views, renders and targets of the shards you want, then the dataset. What is up to date is never computed twice.
     """
     report = compute.run(context, "catalog")
@@ -59,6 +60,7 @@ def catalog(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
         "shards": len(report.shards),
         "changed": report.count("computed"),
         "statuses": dg.MetadataValue.json(report.by_status("catalog")),
+        "funnel": dg.MetadataValue.md(events.funnel(report)),
         "seconds": round(report.wall_s, 3),
         "digest": fingerprints.digest_of([shard.digest for shard in report.shards]),
     }

@@ -39,6 +39,12 @@ def metadata(report: ShardReport, wall_s: float) -> dict[str, Any]:
     return found
 
 
+def funnel(report: Report) -> str:
+    """The steps of a selection as a table."""
+    lines = [f"| {step['step']} | {step['left_out']} | {step['rows']} |" for step in report.funnel]
+    return "\n".join(["| step | left out | rows |", "|---|---|---|", *lines])
+
+
 def picture(store: Store, shard: str) -> dg.MetadataValue:
     """The shard's contact sheet: objects, their views, visibility scores.
 

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 UP_AXES = ("x", "y", "z", "-x", "-y", "-z")
 CAPTION_BYTES = 1 << 24  # the longest cell of a table
+NEEDED = {"path": ", with paths relative to the source folder"}
 OVERRIDE_COLUMNS = ("path", "exclude", "yaw", "up_axis", "captions")
 
 
@@ -69,15 +70,15 @@ def parse_captions(text: str | Iterable[str] | None) -> list[str]:
     return sorted(dict.fromkeys(t for t in texts if t), key=len, reverse=True)
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
+def read_table(path: Path, needed: str = "path") -> list[dict[str, Any]]:
     """Rows of a CSV or Parquet file.
 
     Raises:
-        ValueError: no column ``path``.
+        ValueError: it has no column of the needed name.
     """
     if path.suffix == ".parquet":
         rows = pq.read_table(path).to_pylist()
-        names = list(rows[0]) if rows else ["path"]
+        names = list(rows[0]) if rows else [needed]
     else:
         csv.field_size_limit(CAPTION_BYTES)
         try:
@@ -86,11 +87,20 @@ def read_table(path: Path) -> list[dict[str, Any]]:
                 rows, names = list(reader), list(reader.fieldnames or [])
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no CSV in UTF-8: {error}") from error
-    if "path" not in names:
-        raise ValueError(
-            f"{path} has columns {names}; it needs one named path, with paths relative to the source folder"
-        )
+    if needed not in names:
+        raise ValueError(f"{path} has columns {names}; it needs one named {needed}" + NEEDED.get(needed, ""))
     return rows
+
+
+def known_columns(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Refuse columns that mean nothing: a typing error would otherwise pass unseen.
+
+    Raises:
+        ValueError: the message names them.
+    """
+    unknown = {str(name) for row in rows for name in row} - set(columns)
+    if unknown:
+        raise ValueError(f"{path} has unknown columns {sorted(unknown)}; known are {', '.join(columns)}")
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
@@ -108,12 +118,9 @@ def read_overrides(path: Path) -> dict[str, Override]:
         ValueError: an unknown column or an unusable value; the message names the line.
     """
     overrides = {}
-    for number, row in enumerate(read_table(path), start=2):
-        unknown = set(row) - set(OVERRIDE_COLUMNS)
-        if unknown:
-            raise ValueError(
-                f"{path} has unknown columns {sorted(map(str, unknown))}; known are {', '.join(OVERRIDE_COLUMNS)}"
-            )
+    rows = read_table(path)
+    known_columns(path, rows, OVERRIDE_COLUMNS)
+    for number, row in enumerate(rows, start=2):
         cells = {name: str(value).strip() for name, value in row.items() if value is not None and str(value).strip()}
         if "path" not in cells:
             raise ValueError(f"{path} line {number}: the path is empty")
@@ -212,32 +219,26 @@ def folder_rows(
     root: Path,
     captions: Mapping[str, list[str]],
     overrides: Mapping[str, Override],
-    settings: CatalogSettings,
     previous: Mapping[str, Mapping[str, Any]],
     *,
     source: str = "folder",
     paths: Iterable[str] | None = None,
-) -> Iterator[tuple[str, Outcome]]:
-    """One catalog row per 3D file of a folder.
+) -> Iterator[Outcome]:
+    """What the files of a folder are, one outcome for each; which of them take part is decided over all of them.
 
     Args:
         root: the folder.
         captions: by relative path.
         overrides: by relative path.
-        settings: seed, split and shards.
         previous: the catalog's data as it was, by object_id.
         source: name of the source, part of the object_id.
         paths: the files, where the caller has listed them already.
-
-    Yields:
-        (shard, outcome).
     """
     for path in walk(root) if paths is None else paths:
         shown = path.encode("utf-8", "backslashreplace").decode()
         # A name that is not UTF-8 can't be shown as it is; its bytes are its own all the same.
         object_id = object_id_of(source, path if shown == path else f"\0{os.fsencode(path).hex()}")
         override = overrides.get(path, Override())
-        shard = fingerprints.shard_of(object_id, settings.shards)
         outcome = Outcome(stage="catalog", key=object_id, data={})
         try:
             if override.exclude:
@@ -248,14 +249,7 @@ def folder_rows(
                 "source": source,
                 "identifier": path,
                 "file_type": file_type_of(path),
-                "fetch_group": object_id,
-                "licence": "",
-                "aesthetic_score": None,
                 "captions": texts,
-                "cluster": content["sha256"],
-                # Equal bytes are one cluster: they never stand on both sides of the split.
-                "split": split_of(content["sha256"], settings),
-                "rank": rank_of(object_id, settings.seed),
                 "pinned_yaw": override.yaw,
                 "up_axis": override.up_axis,
                 **content,
@@ -267,7 +261,7 @@ def folder_rows(
         except OSError as error:
             reason = f"{shown}: {error.strerror}: check that the file can be read"
             outcome = replace(outcome, status=Status.MISSING, reason=reason, data=None)
-        yield shard, outcome
+        yield outcome
 
 
 def split_of(cluster: str, settings: CatalogSettings) -> str:

@@ -77,6 +77,9 @@ class Manifest:
         rows: by key.
         complete: whether every expected row is there (a run that was cut short leaves False).
         retired: parts that held rows once and may still be read, with the time they were replaced.
+        left_out: the part with the rows that a selection left out (``schemas.LEFT_OUT``); no later stage has a row of
+            them, so they are outside the digest.
+        left_counts: the number of those rows by status.
     """
 
     stage: str
@@ -85,6 +88,8 @@ class Manifest:
     complete: bool = False
     sequence: int = 0
     retired: Mapping[str, str] = field(default_factory=dict)
+    left_out: str | None = None
+    left_counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -94,19 +99,28 @@ class Manifest:
     @property
     def parts(self) -> set[str]:
         """File names of live parts."""
-        return {row.part for row in self.rows.values() if row.part}
+        return {part for part in (self.left_out, *(row.part for row in self.rows.values())) if part}
+
+    @property
+    def count(self) -> int:
+        """Number of rows, with those that were left out."""
+        return len(self.rows) + sum(self.left_counts.values())
 
     def by_status(self) -> dict[str, int]:
         """Number of rows of each status."""
-        return dict(sorted(Counter(row.status.value for row in self.rows.values()).items()))
+        return dict(
+            sorted((Counter(row.status.value for row in self.rows.values()) + Counter(self.left_counts)).items())
+        )
 
     def next(self, rows: Iterable[LedgerRow], *, complete: bool, now: str) -> "Manifest":
         """The manifest that replaces this one."""
-        table = {row.key: row for row in rows}
-        live = {row.part for row in table.values() if row.part}
-        retired = {part: when for part, when in self.retired.items() if part not in live}
-        retired |= dict.fromkeys(self.parts - live, now)
-        return replace(self, rows=table, complete=complete, sequence=self.sequence + 1, retired=retired)
+        made = replace(self, rows={row.key: row for row in rows}, complete=complete, sequence=self.sequence + 1)
+        return made.retire(self.parts, now)
+
+    def retire(self, parts: Iterable[str], now: str) -> "Manifest":
+        """The same, with those of the parts that it does not list any more noted as retired."""
+        retired = {part: when for part, when in self.retired.items() if part not in self.parts}
+        return replace(self, retired={**dict.fromkeys(set(parts) - self.parts, now), **retired})
 
 
 def write(folder: Path, manifest: Manifest) -> None:
@@ -125,6 +139,8 @@ def write(folder: Path, manifest: Manifest) -> None:
         "complete": manifest.complete,
         "sequence": manifest.sequence,
         "retired": dict(manifest.retired),
+        "left_out": manifest.left_out,
+        "left_counts": dict(manifest.left_counts),
         "digest": manifest.digest,
     }
     head["checksum"] = fingerprints.digest_of([head, columns])  # pages have checksums, their headers have none
@@ -156,7 +172,8 @@ def read(folder: Path, stage: str, shard: str) -> Manifest:
         if checksum != fingerprints.digest_of([head, table.to_pydict()]):
             raise ValueError("it is not what was written")
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove its folder and run the stage again") from error
+        words = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged ({words}): remove its folder and run the stage again") from error
     if head["schema_version"] > SCHEMA_VERSION:
         raise ValueError(f"{path} has schema version {head['schema_version']}, this program reads {SCHEMA_VERSION}")
     rows = {}
@@ -175,4 +192,6 @@ def read(folder: Path, stage: str, shard: str) -> Manifest:
         complete=head["complete"],
         sequence=head["sequence"],
         retired=head["retired"],
+        left_out=head.get("left_out"),
+        left_counts=head.get("left_counts", {}),
     )

@@ -120,6 +120,27 @@ class PartWriter:
         self.temporary.unlink(missing_ok=True)
 
 
+def write_table(folder: Path, table: pa.Table) -> str:
+    """A table of small columns as one part, sorted as it is given; returns its file name, the digest of its bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with temporary_file(folder, ".part") as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            write_page_checksum=True,
+            write_statistics=["key"],
+            row_group_size=1 << 16,
+        )
+        with temporary.open("rb") as file:
+            name = f"{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}.parquet"
+        if not (folder / name).exists():
+            fsync_path(temporary)
+            temporary.replace(folder / name)
+            fsync_path(folder)
+    return name
+
+
 def size_of(value: Any) -> int:
     """Bytes of a cell, near enough to bound a part."""
     if isinstance(value, np.ndarray):

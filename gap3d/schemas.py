@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 SCHEMA_VERSION = 3
-REWRITTEN = {"catalog": 3, "views": 2, "renders": 2}  # versions since which a stage's older rows are made again
+REWRITTEN = {"catalog": 3, "dataset": 3, "views": 2, "renders": 2}  # versions since which a stage's older rows are made again
 STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")  # in the order of the line
 
 
@@ -50,6 +50,20 @@ CATALOG = StageSchema(
         ]
     ),
     exempt=("stamp",),
+)
+# Rows of the catalog that a step of the selection left out: no later stage has a row of them.
+LEFT_OUT = pa.schema(
+    [
+        KEY,
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("source", pa.string()),
+        ("identifier", pa.string()),
+        ("sha256", pa.string()),
+        ("licence", pa.string()),
+        ("file_type", pa.string()),
+        ("duplicate_of", pa.string()),
+    ]
 )
 DOWNLOADS = StageSchema(
     pa.schema(
@@ -122,6 +136,7 @@ DATASET = StageSchema(
             ("split", pa.string()),
             ("rank", pa.int64()),
             ("licence", pa.string()),
+            ("source", pa.string()),
             ("identifier", pa.string()),
             ("target", pa.string()),  # digest of the target row
             ("target_shard", pa.string()),

@@ -25,9 +25,9 @@ from gap3d.blobs import Blobs
 from gap3d.lease import NAME as LEASE
 from gap3d.lease import OWNER, lease
 from gap3d.manifest import LedgerRow, Manifest
-from gap3d.parts import TEMPORARY, PartWriter, read_rows, write_atomically
+from gap3d.parts import TEMPORARY, PartWriter, read_rows, write_atomically, write_table
 from gap3d.records import Outcome, SystemicFault
-from gap3d.schemas import StageSchema
+from gap3d.schemas import LEFT_OUT, StageSchema
 from gap3d.settings import ComputeSettings, Limits
 from gap3d.signals import unbroken
 
@@ -90,7 +90,15 @@ class Store:
             "%s of shard %s has lost %d rows with %s: run the stage again",
             *(stage, shard, len(held.rows) - len(rows), ", ".join(sorted(lost))),
         )
-        return replace(held, rows=rows, complete=False)
+        kept = held if held.left_out not in lost else replace(held, left_out=None, left_counts={})
+        return replace(kept, rows=rows, complete=False)
+
+    def left_out(self, held: Manifest, *, name: str | None = None) -> pa.Table:
+        """The rows that a selection left out of a shard (``schemas.LEFT_OUT``), or those with a key or identifier."""
+        if held.left_out is None:
+            return LEFT_OUT.empty_table()
+        wanted = None if name is None else [[("key", "=", name)], [("identifier", "=", name)]]
+        return pq.read_table(self.shard(held.stage, held.shard) / held.left_out, filters=wanted)
 
     def read(
         self, held: Manifest, columns: Sequence[str] | None = None, keys: Iterable[str] | None = None
@@ -268,6 +276,14 @@ class ShardWriter:
         for key in gone:
             del self.rows[key]
         self._changed = self._changed or bool(gone)
+
+    def leave_out(self, table: pa.Table) -> None:
+        """Replace the rows that a selection left out (``schemas.LEFT_OUT``, sorted by key)."""
+        name = write_table(self.folder, table) if len(table) else None
+        counts = {row["values"]: row["counts"] for row in table.column("status").value_counts().to_pylist()}
+        if name != self._held.left_out:
+            self._held = replace(self._held, left_out=name, left_counts=counts).retire(self._held.parts, now())
+            self._changed = True
 
     def finish(self, expected: set[str]) -> Manifest:
         """Commit, and prove that every expected row is there, once.

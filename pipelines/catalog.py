@@ -1,8 +1,10 @@
 """catalog: which objects, with captions, split, rank and shard. Key: object_id."""
 
+import json
+import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,25 @@ from typing import Any
 if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
     sys.path.pop(0)
 
+import pyarrow as pa
+
 from gap3d import catalog, fingerprints
-from gap3d.records import Outcome
+from gap3d.annotations import annotation_tables
+from gap3d.parts import write_atomically
+from gap3d.records import Outcome, Status
 from gap3d.references import FILE_TYPES
 from gap3d.schemas import CATALOG
+from gap3d.selection import Selection
 from gap3d.settings import Settings
-from gap3d.store import Store
+from gap3d.store import ShardWriter, Store
+from gap3d.temporary import TemporaryFolder
 from pipelines.command import open_store, stage_main
 from pipelines.progress import progress
 from pipelines.report import Report, ShardReport
 
 STAGE = "catalog"
+NETWORKED = ("objaverse", "tables")  # kinds of sources whose files are elsewhere
+log = logging.getLogger(__name__)
 
 
 def source_folder(settings: Settings) -> Path:
@@ -37,8 +47,8 @@ def source_folder(settings: Settings) -> Path:
     return folder
 
 
-def rows(settings: Settings, previous: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Outcome]]:
-    """(shard, outcome) of every object of the source."""
+def scan(settings: Settings, previous: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
+    """What each file of the source folder is; unchanged files are not read again."""
     folder = source_folder(settings)
     table = settings.source.captions or folder / "captions.csv"
     if settings.source.captions and not table.is_file():
@@ -51,51 +61,135 @@ def rows(settings: Settings, previous: Mapping[str, Mapping[str, Any]]) -> Itera
     catalog.log_unknown("captions", captions, paths)
     catalog.log_unknown("overrides", overrides, paths)
     listed = progress(paths, desc=STAGE, unit="object")
-    yield from catalog.folder_rows(
-        folder, captions, overrides, settings.catalog, previous, source=settings.source.kind, paths=listed
-    )
+    return list(catalog.folder_rows(folder, captions, overrides, previous, source=settings.source.kind, paths=listed))
+
+
+def listing(scanned: Iterable[Outcome]) -> pa.Table:
+    """Scanned files as rows to select from."""
+    rows = [
+        {
+            "source": outcome.data["source"],
+            "identifier": outcome.data["identifier"],
+            "sha256": outcome.data["sha256"],
+            "licence": "",
+            "file_type": outcome.data["file_type"],
+            "bytes": json.loads(outcome.data["stamp"])[outcome.data["identifier"]][0],
+            "captions": json.dumps(outcome.data["captions"]) if outcome.data["captions"] else None,
+        }
+        for outcome in scanned
+        if outcome.data is not None
+    ]
+    kinds = {"bytes": pa.int64(), "score": pa.float64()}
+    names = ("source", "identifier", "sha256", "licence", "file_type", "bytes", "score", "captions")
+    return pa.Table.from_pylist(rows, schema=pa.schema([(name, kinds.get(name, pa.string())) for name in names]))
+
+
+def admitted(row: Mapping[str, Any], own: Mapping[str, Any] | None, settings: Settings) -> Outcome:
+    """The catalog row of an object that takes part.
+
+    Args:
+        row: as the selection gives it.
+        own: what a scan found of the file; None for one that is elsewhere.
+        settings: seed and split.
+    """
+    data = {
+        "source": row["source"],
+        "identifier": row["identifier"],
+        "sha256": row["sha256"],
+        "version": row["sha256"],
+        "file_type": row["file_type"],
+        "fetch_group": row["fetch_group"],
+        "licence": row["licence"],
+        "aesthetic_score": row["score"],
+        "captions": catalog.parse_captions(row["captions"]),
+        "cluster": row["cluster"],
+        "split": catalog.split_of(row["cluster"], settings.catalog),
+        "rank": row["rank"],
+        "pinned_yaw": None,
+        "up_axis": None,
+        "stamp": "",
+    }
+    return Outcome(stage=STAGE, key=row["key"], data={**data, **(own or {}), "captions": data["captions"]})
 
 
 def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
-    """Bring the whole catalog up to date; unchanged files are not read again."""
+    """Bring the whole catalog up to date."""
     started = time.monotonic()
     store = open_store(settings)
     store.save_settings(STAGE, fingerprints.settings_digest(settings.catalog), settings.catalog.model_dump(mode="json"))
-    version = fingerprints.code_version(STAGE)
-    with ExitStack() as leases:
+    with ExitStack() as stack:
         writers = {
-            shard: leases.enter_context(store.writer(STAGE, shard, CATALOG, settings.compute, settings.limits))
+            shard: stack.enter_context(store.writer(STAGE, shard, CATALOG, settings.compute, settings.limits))
             for shard in store.shards
         }
-        previous = previous_rows(store)
-        seen: dict[str, set[str]] = {shard: set() for shard in store.shards}
-        added = dict.fromkeys(store.shards, 0)
-        for shard, outcome in rows(settings, previous):
-            if outcome.key in seen[shard]:
-                raise RuntimeError(f"two objects have the key {outcome.key}")
-            seen[shard].add(outcome.key)
-            inputs = {"row": fingerprints.digest_of([outcome.status, outcome.reason, outcome.data]), "code": version}
-            known = writers[shard].rows.get(outcome.key)
-            if known is None or known.needs(inputs, settings.limits):
-                writers[shard].add(outcome, inputs)
-                added[shard] += 1
+        scratch = TemporaryFolder(store.folder, "selection")
+        stack.callback(scratch.remove)
+        selection = Selection(settings.catalog, scratch.path, settings.source.described_by)
+        stack.callback(selection.close)
+        scanned: dict[str, Outcome] = {}
+        if settings.source.kind in NETWORKED:
+            tables = annotation_tables(settings.source)
+            log.info("selecting from %s", ", ".join(map(str, tables)))
+            selection.take_files(tables)
+        else:
+            scanned = unique(scan(settings, previous_rows(store)))
+            selection.take_table(listing(scanned.values()))
+        failed: dict[str, list[Outcome]] = {shard: [] for shard in store.shards}
+        for outcome in scanned.values():
+            if outcome.status is not Status.OK:
+                failed[fingerprints.shard_of(outcome.key, len(store.shards))].append(outcome)
         reports = []
-        for shard, writer in writers.items():
-            held = writer.finish(seen[shard])
-            reports.append(
-                ShardReport(
-                    stage=STAGE,
-                    shard=shard,
-                    expected=len(seen[shard]),
-                    found=len(held.rows),
-                    computed=added[shard],
-                    by_status=held.by_status(),
-                    digest=held.digest,
-                )
-            )
+        for number, taken, left in progress(selection.shards(), desc=STAGE, unit="shard", total=len(store.shards)):
+            shard = store.shards[number]
+            rows = (admitted(row, own_data(scanned, row["key"]), settings) for row in taken.to_pylist())
+            writers[shard].leave_out(left)
+            reports.append(fill(shard, writers[shard], [*failed[shard], *rows], len(left), settings))
+        funnel = selection.funnel()
+        write_atomically(store.folder / "funnel.json", json.dumps(funnel, indent=1).encode())
     for report in reports:
         report.prove()
-    return Report(shards=tuple(reports), wall_s=time.monotonic() - started)
+    return Report(shards=tuple(reports), wall_s=time.monotonic() - started, funnel=tuple(funnel))
+
+
+def unique(outcomes: Iterable[Outcome]) -> dict[str, Outcome]:
+    """Outcomes by key.
+
+    Raises:
+        RuntimeError: two objects have the same key.
+    """
+    found: dict[str, Outcome] = {}
+    for outcome in outcomes:
+        if outcome.key in found:
+            raise RuntimeError(f"two objects have the key {outcome.key}")
+        found[outcome.key] = outcome
+    return found
+
+
+def own_data(scanned: Mapping[str, Outcome], key: str) -> Mapping[str, Any] | None:
+    """What a scan found of an object."""
+    return scanned[key].data if key in scanned else None
+
+
+def fill(shard: str, writer: ShardWriter, outcomes: Sequence[Outcome], left: int, settings: Settings) -> ShardReport:
+    """Write the rows of a shard that changed, and commit it."""
+    version = fingerprints.code_version(STAGE)
+    added = 0
+    for outcome in outcomes:
+        inputs = {"row": fingerprints.digest_of([outcome.status, outcome.reason, outcome.data]), "code": version}
+        known = writer.rows.get(outcome.key)
+        if known is None or known.needs(inputs, settings.limits):
+            writer.add(outcome, inputs)
+            added += 1
+    held = writer.finish({outcome.key for outcome in outcomes})
+    return ShardReport(
+        stage=STAGE,
+        shard=shard,
+        expected=len(outcomes) + left,
+        found=held.count,
+        computed=added,
+        by_status=held.by_status(),
+        digest=held.digest,
+    )
 
 
 def previous_rows(store: Store) -> dict[str, dict[str, Any]]:

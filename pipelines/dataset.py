@@ -1,14 +1,18 @@
 """dataset: the index of good rows, with captions, split, rank and where each target lies. Key: (object_id, view)."""
 
+import csv
+import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
     sys.path.pop(0)
 
 from gap3d import fingerprints
+from gap3d.parts import write_atomically
 from gap3d.records import Outcome, Status
 from gap3d.schemas import DATASET
 from gap3d.settings import Settings
@@ -41,6 +45,7 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
                 writer.add(outcome, inputs)
                 computed += 1
         held = writer.finish({outcome.key for outcome, _ in wanted})
+        write_attribution(store.folder / "attribution.csv", [outcome for outcome, _ in wanted])
     report = ShardReport(
         stage=STAGE,
         shard=ALL,
@@ -52,6 +57,18 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     )
     report.prove()
     return Report(shards=(report,), wall_s=time.monotonic() - started)
+
+
+def write_attribution(path: Path, outcomes: Iterable[Outcome]) -> None:
+    """Whose work the dataset holds, one line an object: object_id, source, licence, and the link or path to it."""
+    names = ("object_id", "source", "licence", "identifier")
+    lines = {tuple(str(outcome.data[name]) for name in names) for outcome in outcomes if outcome.data}
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(names)
+    table.writerows(sorted(lines))
+    if not path.exists() or path.read_bytes() != text.getvalue().encode():
+        write_atomically(path, text.getvalue().encode())
 
 
 def outcomes(store: Store, count: int | None) -> list[tuple[Outcome, str]]:
@@ -76,7 +93,7 @@ def outcomes(store: Store, count: int | None) -> list[tuple[Outcome, str]]:
             data = {
                 "object_id": object_id,
                 "view": int(view),
-                **{name: entry[name] for name in ("captions", "split", "rank", "licence", "identifier")},
+                **{name: entry[name] for name in ("captions", "split", "rank", "licence", "source", "identifier")},
                 "target": row.digest,
                 "target_shard": shard,
                 "target_part": row.part,

@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gap3d.parts import write_atomically
 
@@ -46,10 +47,15 @@ class ShardReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A run over shards, of one stage or of stages computed together."""
+    """A run over shards, of one stage or of stages computed together.
+
+    Attributes:
+        funnel: of a selection: each step with the rows that it left out, and those that it left.
+    """
 
     shards: tuple[ShardReport, ...]
     wall_s: float = 0.0
+    funnel: tuple[Mapping[str, Any], ...] = ()
 
     def of(self, stage: str, shard: str) -> ShardReport:
         """One shard of one stage."""
@@ -79,7 +85,8 @@ class Report:
     def load(cls, path: Path) -> "Report":
         """Read what ``save`` wrote."""
         content = json.loads(path.read_text())
-        return cls(shards=tuple(ShardReport(**shard) for shard in content["shards"]), wall_s=content["wall_s"])
+        shards = tuple(ShardReport(**shard) for shard in content["shards"])
+        return cls(shards=shards, wall_s=content["wall_s"], funnel=tuple(content["funnel"]))
 
     def lines(self) -> list[str]:
         """One line a stage, for a person."""
@@ -90,10 +97,25 @@ class Report:
             extra = f" ({retried} tried again)" if retried else ""
             work = f"computed {self.count('computed', stage)}{extra}"
             found.append(f"{stage:>9}: {self.count('found', stage):5d} rows: {states}; {work}")
+            if stage == "catalog":
+                found += self.funnel_lines()
         return found
+
+    def funnel_lines(self) -> list[str]:
+        """The steps of a selection that left rows out, as bars of what remained."""
+        most = max((step["rows"] for step in self.funnel), default=0)
+        return [
+            f"{'':>9}  {step['step']:<20} {step['rows']:>10}  {'#' * round(40 * step['rows'] / most) if most else ''}"
+            for step in self.funnel
+            if step["left_out"]
+        ]
 
 
 def merge(reports: Iterable[Report]) -> Report:
     """Several runs as one report."""
     taken = list(reports)
-    return Report(shards=tuple(s for r in taken for s in r.shards), wall_s=sum(r.wall_s for r in taken))
+    return Report(
+        shards=tuple(s for r in taken for s in r.shards),
+        wall_s=sum(r.wall_s for r in taken),
+        funnel=tuple(step for r in taken for step in r.funnel),
+    )

@@ -23,11 +23,24 @@ def find(store: Store, name: str, source: str) -> tuple[str, str] | None:
         named = store.read(held, ["identifier"])
         for key in held.rows:
             identifier = named.get(key, {}).get("identifier", "")
-            if key == object_id_of(source, name) or identifier.endswith(f"/{name}"):
+            if key == object_id_of(source, name) or identifier == name or identifier.endswith(f"/{name}"):
                 return key, shard
             if len(name) >= 6 and key.startswith(name):
                 return key, shard
     return None
+
+
+def left_out(store: Store, name: str) -> list[str]:
+    """Lines about an object that the selection left out, by its id or the whole identifier; none where it did not."""
+    for shard in store.shards:
+        found = store.left_out(store.manifest("catalog", shard), name=name).to_pylist()
+        for row in found:
+            return [
+                f"object_id  {row['key']}",
+                f"identifier {row['identifier']}",
+                f"{'catalog':>9}  {row['status']:<14} {row['reason']}: no later stage has a row of it",
+            ]
+    return []
 
 
 def rows_of(store: Store, object_id: str, shard: str) -> Iterator[tuple[str, str, LedgerRow | None]]:
@@ -111,6 +124,9 @@ def main() -> None:
     with sentences(made):
         store = open_store(settings)
         place = find(store, known.object, settings.source.kind)
+        if place is None and (lines := left_out(store, known.object)):
+            say(*lines)
+            return
         if place is None:
             made.exit(1, f"no object {known.object!r} in the catalog of collection {store.collection} ({store.root})\n")
         object_id, shard = place
@@ -125,7 +141,7 @@ def main() -> None:
             else:
                 known_inputs = inputs.get((stage, key), row.inputs)
                 say(*explain(store, settings, stage, row, known_inputs))
-        if entry and settings.source.path:
+        if entry and settings.source.path and settings.source.kind == "folder":
             file = str(settings.source.path / entry["identifier"])
             say(f"repeat     {shlex.join(['python', '-m', 'render', '--', file])}")
 
