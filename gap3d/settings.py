@@ -8,7 +8,7 @@ fingerprint. *Limits* (timeouts, sizes, memory, attempts) only matter to rows th
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 GIB = 1024**3
@@ -44,6 +44,8 @@ class SourceSettings(Section):
     """objaverse: where the annotations are kept, in the layout of the objaverse package; downloaded where absent."""
     revision: str = "main"
     """objaverse: hub revision (commit) of the annotations."""
+    sketchfab_revision: str = "main"
+    """objaverse, tables: hub revision (commit) of the repository with Sketchfab's files."""
     described_by: tuple[Path, ...] = ()
     """TRELLIS-500K tables (sha256, file_identifier, aesthetic_score, captions), joined to the objects."""
 
@@ -223,6 +225,47 @@ class DatasetSettings(Section):
     """The first so many ok rows by rank; none takes all."""
 
 
+class ImageTextSettings(Section):
+    """Image-text pairs of the hub: WebDataset tars (specification 1.2)."""
+
+    repositories: dict[str, str] = {}
+    """Dataset repositories and the revision of each: a commit. A branch or tag, such as main, is resolved to its
+    commit by every run."""
+    patterns: Annotated[tuple[str, ...], Field(min_length=1)] = ("*.tar",)
+    """Which files of a repository, by their path in it, with * and ?."""
+    count: PositiveInt | None = None
+    """The first so many tars of every repository, by path; none takes all."""
+    most_bytes: PositiveInt | None = None
+    """Tars are taken in order while all together stay below this."""
+    folder: Path | None = None
+    """Where the tars lie, all in one flat folder. Default: tars, in the collection's folder."""
+
+    @field_validator("folder")
+    @classmethod
+    def folder_holds_anywhere(cls, folder: Path | None) -> Path | None:
+        """A job runs in no folder of the caller's."""
+        return folder.expanduser().absolute() if folder else None
+
+
+class CocoSettings(Section):
+    """MS-COCO as image-text tars with the caption of the evaluation protocol (specification 8.1)."""
+
+    path: Path | None = None
+    """The folder that holds val2017 and annotations, as folders or as the official zips."""
+    split: Annotated[str, Field(pattern=r"^(train|val)20\d\d$")] = "val2017"
+    """Name of the image folder, and of the annotations that belong to it."""
+    seed: int = 0
+    """Of the draw of one caption an image; the protocol's is 0."""
+    tar_images: PositiveInt = 1000
+    """Images in one tar."""
+
+    @field_validator("path")
+    @classmethod
+    def path_holds_anywhere(cls, path: Path | None) -> Path | None:
+        """A job runs in no folder of the caller's."""
+        return path.expanduser().absolute() if path else None
+
+
 class Limits(Section):
     """Bounds that end a row, never the run."""
 
@@ -233,7 +276,12 @@ class Limits(Section):
     object_bytes: PositiveInt = 2 * GIB
     """Main file and companions together."""
     repository_bytes: PositiveInt = 20 * GIB
-    """What a git repository may take on the disk while its objects are fetched."""
+    """What a git repository may take on the disk while its objects are fetched; also the largest tar of image-text
+    pairs."""
+    archive_bytes: PositiveInt = 200 * GIB
+    """What an archive (source.path) may unpack to; a larger one is refused as a whole."""
+    archive_members: PositiveInt = 1_000_000
+    """Files in an archive; one with more is refused as a whole."""
     triangles: PositiveInt = 20_000_000
     """Triangles after modifiers and instances."""
     pixels: PositiveInt = 16384 * 16384
@@ -262,7 +310,7 @@ class NetworkSettings(Section):
     object_s: PositiveFloat = 600.0
     """One object's transfer, tries included."""
     repository_s: PositiveFloat = 3600.0
-    """One repository's transfer, tries included."""
+    """One repository's transfer, or one tar's, tries included."""
     instead_of: dict[str, str] = {}
     """Beginnings of addresses and what to ask instead: mirrors. Git has its own (url.<base>.insteadOf), the hub
     HF_ENDPOINT."""
@@ -322,6 +370,8 @@ class Settings(BaseSettings):
     quality: QualitySettings = QualitySettings()
     targets: TargetSettings = TargetSettings()
     dataset: DatasetSettings = DatasetSettings()
+    image_text: ImageTextSettings = ImageTextSettings()
+    coco: CocoSettings = CocoSettings()
     limits: Limits = Limits()
     network: NetworkSettings = NetworkSettings()
     compute: ComputeSettings = ComputeSettings()
