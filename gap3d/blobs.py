@@ -28,6 +28,10 @@ def renew(path: Path) -> bool:
     return True
 
 
+class OtherBytes(Exception):
+    """A file is not what it was said to be; it is not taken in."""
+
+
 class Blobs:
     """Content-addressed files below ``<store>/blobs``."""
 
@@ -38,8 +42,12 @@ class Blobs:
         """Where the bytes with this digest lie."""
         return self.root / sha256[:2] / sha256
 
-    def add(self, source: Path) -> tuple[str, int]:
-        """Copy a file in; returns (sha256, bytes). The digest is that of the bytes copied."""
+    def add(self, source: Path, expected: str = "") -> tuple[str, int]:
+        """Copy a file in; returns (sha256, bytes). The digest is that of the bytes copied.
+
+        Raises:
+            OtherBytes: it is not the digest that was expected.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         state, size = hashlib.sha256(), 0
         with temporary.temporary_file(self.root, ".copy") as copy:
@@ -48,6 +56,8 @@ class Blobs:
                     state.update(chunk)
                     size += len(chunk)
                     writer.write(chunk)
+                if expected and state.hexdigest() != expected:
+                    raise OtherBytes(state.hexdigest())
                 writer.flush()
                 final = self.path(state.hexdigest())
                 known = final.exists() and final.stat().st_size == size and renew(final)

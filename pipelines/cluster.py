@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 # Read by Ray when it is imported. The first keeps every socket of a local Ray on 127.0.0.1; on a
 # real cluster RAY_ADDRESS is set, and nodes have to hear each other.
@@ -30,6 +30,7 @@ from gap3d.settings import ComputeSettings
 
 log = logging.getLogger(__name__)
 
+SHARED_TRIES = 100
 STARTS = 3  # actors in a row that die before they have a worker, then something is wrong with it
 
 
@@ -347,6 +348,32 @@ class Host:
     def close(self) -> None:
         """See Worker.close."""
         self.worker.close()
+
+
+class Shared:
+    """One object for all workers of the cluster, of a class without arguments; called as if it were here.
+
+    A small actor holds it: made by whoever needs it first, and anew where it went with its maker.
+    """
+
+    def __init__(self, make: type) -> None:
+        self._make, self._actor = make, cast(Any, None)
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        return partial(self._call, method)
+
+    def _call(self, method: str, *args: Any) -> Any:
+        import ray
+
+        options = {"name": self._make.__name__, "namespace": "gap3d", "get_if_exists": True, "num_cpus": 0}
+        for _ in range(SHARED_TRIES):
+            try:
+                self._actor = self._actor or ray.remote(self._make).options(**options).remote()
+                return ray.get(getattr(self._actor, method).remote(*args))
+            except (ray.exceptions.RayActorError, ValueError):  # it died; another is being made, by us or by others
+                self._actor = None
+                time.sleep(0.1)
+        raise SystemicFault(f"what the workers of the cluster share ({self._make.__name__}) can't be reached")
 
 
 def connect(resources: Resources) -> None:

@@ -1,34 +1,44 @@
 """downloads: bytes and companions of every object, checked and stored once by content. Key: object_id."""
 
 import errno
+import logging
+import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
     sys.path.pop(0)
 
-from gap3d import fingerprints
+from gap3d import fingerprints, temporary
 from gap3d.blobs import Blobs
+from gap3d.bundles import bundle
 from gap3d.manifest import Manifest
+from gap3d.politeness import Turns
 from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.references import closure
 from gap3d.schemas import DOWNLOADS
-from gap3d.settings import Limits, Settings
+from gap3d.settings import Limits, Origin, Settings
 from pipelines import catalog
-from pipelines.cluster import Resources
+from pipelines.cluster import Resources, Shared, Worker
 from pipelines.command import open_store, stage_main
+from pipelines.fetcher import CONDITIONS, KIND, SCRATCH, Fetcher
 from pipelines.job import Item, Job, Row, passed_on, require_complete
 from pipelines.job import run as run_job
 from pipelines.report import Report
 
+log = logging.getLogger(__name__)
+
 STAGE = "downloads"
+HOSTS = len(get_args(Origin))  # that objects lie at, more or less: one for each source
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the machine's, not the object's
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+OTHERWISE = "the file changed since the catalog was made: run the catalog again"
+FOLDERS = ("samples", "folder")  # kinds of source that are on this machine
 
 
 @dataclass(frozen=True)
@@ -58,34 +68,8 @@ class Copier:
 
     def fetch(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """Copy and check; the row's columns."""
-        main = payload["identifier"]
-        found = closure(self.root, main)
-        sizes = sum((self.root / path).stat().st_size for path in found.files)
-        if sizes > self.limits.object_bytes:
-            raise Failure(
-                Status.TOO_LARGE, f"{sizes} bytes with companions, at most {self.limits.object_bytes} are taken"
-            )
-        with (self.root / main).open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise Failure(
-                    Status.LFS_POINTER, "a git-lfs pointer, not the model: run `git lfs pull` in its repository"
-                )
-        blobs = Blobs(self.blobs)
-        files = []
-        for path in found.files:
-            sha256, size = blobs.add(self.root / path)
-            files.append({"path": path, "sha256": sha256, "bytes": size})
-        if files[0]["sha256"] != payload["sha256"]:
-            raise Failure(Status.HASH_MISMATCH, "the file changed since the catalog was made: run the catalog again")
-        pairs = [[file["path"], file["sha256"]] for file in files]
-        return {
-            "bundle": fingerprints.digest_of([payload["file_type"], *pairs]),
-            "file_type": payload["file_type"],
-            "main": main,
-            "files": files,
-            "missing": list(found.missing),
-            "bytes": sizes,
-        }
+        found = closure(self.root, payload["identifier"])
+        return bundle(self.root, found, payload, Blobs(self.blobs), self.limits, OTHERWISE)
 
     def probe(self) -> None:
         """The source folder is there."""
@@ -112,6 +96,7 @@ def make_job(settings: Settings) -> Job:
     """What this stage computes, over any shards."""
     store = open_store(settings)
     version = fingerprints.code_version(STAGE)
+    local = settings.source.kind in FOLDERS
 
     def rows(shard: str) -> list[Row]:
         held = require_complete(store, catalog.STAGE, shard, "catalog")
@@ -129,33 +114,73 @@ def make_job(settings: Settings) -> Job:
                 "version": data[key]["version"],
                 "code": version,
             }
+            payload = {"key": key, **data[key], "inputs": inputs}
             files = present.get(key, {}).get("files", [])
-            # What a source could not give a moment ago it may give now: asked for again by every run.
-            failed = recent.get(key)
+            known = recent.get(key)
+            conditions = {name: state() for name, state in CONDITIONS.items() if known and name in known.inputs}
+            # What a folder could not give a moment ago it may give now: asked for again by every run.
             absent = (
-                failed is not None and not failed.origin and failed.status in (Status.MISSING, Status.HASH_MISMATCH)
+                local
+                and known is not None
+                and not known.origin
+                and known.status in (Status.MISSING, Status.HASH_MISMATCH)
             )
             stands = not absent and all(store.blobs.path(file["sha256"]).exists() for file in files)
-            made.append(Row(stage=STAGE, key=key, inputs=inputs, stands=stands, payload={"key": key, **data[key]}))
+            made.append(Row(stage=STAGE, key=key, inputs=inputs | conditions, stands=stands, payload=payload))
         return made
 
     def items(shard: str, todo: list[Row], _held: Mapping[str, Manifest]) -> list[Item]:
-        return [Item(shard=shard, rows=(row,), payload=row.payload) for row in todo]
+        if local:
+            return [Item(shard=shard, rows=(row,), payload=row.payload) for row in todo]
+        return fetch_items(shard, todo)
 
+    network, workers = settings.network, settings.compute.workers
+    if local:
+        factory: Callable[[], Worker] = partial(
+            Copier, catalog.source_folder(settings), store.blobs.root, settings.limits
+        )
+    else:
+        workers = min(workers, network.per_host * HOSTS)  # more of them would only stand in line
+        factory = partial(fetcher, settings, store.root, os.environ.get("HF_ENDPOINT", ""))
     return Job(
         stages=(STAGE,),
         schema={STAGE: DOWNLOADS},
         rows=rows,
         items=items,
-        factory=partial(Copier, catalog.source_folder(settings), store.blobs.root, settings.limits),
-        resources=Resources(settings.compute.workers),
+        factory=factory,
+        resources=Resources(workers),
+        bytes_of=lambda outcome: (outcome.data or {}).get("bytes", 0),
+        # Of those that stand in line, each waits for at most all the others at its host.
+        deadline_s=None if local else 2 * HOSTS * max(network.repository_s, network.object_s) + 300,
     )
+
+
+def fetcher(settings: Settings, store: Path, endpoint: str) -> Worker:
+    """A worker for the network, in the process that it will work in."""
+    desk: Any = Shared(Turns) if settings.compute.workers else Turns()
+    return Fetcher(settings, store, endpoint, desk)
+
+
+def fetch_items(shard: str, todo: list[Row]) -> list[Item]:
+    """One item a fetch group: large ones first, as they take longest; the sources in turn, as each has its hosts."""
+    groups: dict[str, list[Row]] = {}
+    for row in todo:
+        groups.setdefault(row.payload["fetch_group"], []).append(row)
+    ordered = sorted(groups.values(), key=len, reverse=True)
+    largest = ", ".join(f"{rows[0].payload['fetch_group']} {len(rows)}" for rows in ordered[:3])
+    log.info("shard %s: %d objects to fetch in %d groups, the largest: %s", shard, len(todo), len(groups), largest)
+    by_source: dict[str, list[list[Row]]] = {}
+    for rows in ordered:
+        by_source.setdefault(rows[0].payload["source"].lower(), []).append(rows)
+    in_turn = (rows for some in zip_longest(*by_source.values()) for rows in some if rows)
+    return [Item(shard=shard, rows=tuple(rows), payload=[row.payload for row in rows]) for rows in in_turn]
 
 
 def run(settings: Settings, shards: Sequence[str]) -> Report:
     """Bring these shards up to date."""
     store = open_store(settings)
     store.blobs.sweep()
+    temporary.sweep(store.root / SCRATCH, f"{KIND}-*")
     return run_job(make_job(settings), store, settings, shards)
 
 

@@ -14,7 +14,7 @@ from gap3d.schemas import StageSchema
 from gap3d.settings import Settings
 from gap3d.store import ShardWriter, Store
 from pipelines.cluster import Broken, Resources, Worker, open_pool
-from pipelines.progress import progress
+from pipelines.progress import progress, show_bytes
 from pipelines.report import Report, ShardReport
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class Job:
         items: groups rows that need work; gets the shard, the rows and the manifests in force.
         factory: makes a worker.
         metadata: goes into every part of a stage.
+        bytes_of: what an outcome counts beside the bar of progress; None shows rows only.
         deadline_s: an item without an answer for so long costs its worker, which has tighter limits of its own; None
             takes twice the time limit of an object and some more.
     """
@@ -79,6 +80,7 @@ class Job:
     factory: Callable[[], Worker]
     resources: Resources
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    bytes_of: Callable[[Outcome], int] | None = None
     deadline_s: float | None = None
 
 
@@ -199,6 +201,8 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
     try:
         with progress(total=sum(len(item.rows) for item in items), desc=label, unit="row") as bar:
             for item, found in outcomes(pool, items, settings):
+                if job.bytes_of:
+                    show_bytes(bar, sum(map(job.bytes_of, found)))
                 bar.update(len(item.rows))
                 for outcome in found:
                     followed = bool(outcome.origin) and bool(streak)  # it goes with the failure that it passes on
@@ -234,7 +238,7 @@ def outcomes(pool: Any, items: Sequence[Item], settings: Settings) -> Iterator[t
         again: list[Item] = []
         for item, answer in pool.run(todo, lambda item: item.payload):
             if not isinstance(answer, Broken):
-                yield item, [replace(outcome, attempts=max(outcome.attempts, item.attempts)) for outcome in answer]
+                yield item, [replace(outcome, attempts=outcome.attempts + item.attempts - 1) for outcome in answer]
             elif answer.died and item.attempts < settings.limits.attempts:
                 again.append(replace(item, attempts=item.attempts + 1))
             else:

@@ -33,3 +33,15 @@ def progress(*args: Any, **options: Any) -> tqdm:
     if sys.stderr.isatty():
         return tqdm(*args, dynamic_ncols=True, **options)
     return Lines(*args, ncols=100, mininterval=LINE_S, maxinterval=LINE_S, **options)
+
+
+def show_bytes(bar: tqdm, more: int) -> None:
+    """Say beside a bar how many bytes have come, and how many a second."""
+    bar.bytes = getattr(bar, "bytes", 0) + more
+    size, rate = (tqdm.format_sizeof(value, "B", 1024) for value in (bar.bytes, bar.bytes / max(elapsed(bar), 1e-3)))
+    bar.set_postfix_str(f"{size}, {rate}/s", refresh=False)
+
+
+def elapsed(bar: tqdm) -> float:
+    """Seconds since a bar began."""
+    return float(bar.format_dict["elapsed"])
