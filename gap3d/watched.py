@@ -28,6 +28,7 @@ def files(place: Path) -> Iterator[bytes]:
     """
     if not place.is_dir():
         yield os.fsencode(place)
+        return
     for folder, folders, names in os.walk(place, onerror=unreadable):
         folders.sort()
         for name in sorted(names):
