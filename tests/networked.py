@@ -1,6 +1,10 @@
 """Catalogs of objects that lie elsewhere, and what downloads made of them."""
 
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 from gap3d.catalog import object_id_of
 from gap3d.fingerprints import shard_of
@@ -53,7 +57,7 @@ def settings_of(root, network=None, **values):
 
 def write_catalog(settings, rows):
     """Commit a catalog of these rows."""
-    store = open_store(settings)
+    store, rows = open_store(settings), list(rows)
     for shard in store.shards:
         mine = [row for row in rows if shard_of(row["fetch_group"], len(store.shards)) == shard]
         with store.writer("catalog", shard, CATALOG, settings.compute, settings.limits) as writer:
@@ -107,3 +111,27 @@ def stray(settings):
     used = {sha256(content) for row in contents(settings).values() for content in row["files"].values()}
     left = [*(store.root / ".fetching").iterdir(), *store.root.rglob("*.tmp")]
     return [*left, *(path for path in store.blobs.all() if path.name not in used)]
+
+
+def program(root, settings, check=True, **environment):
+    """Run ``python -m pipelines.downloads`` with these settings; its output lies in ``log``."""
+    process = start(root, settings, **environment)
+    code = process.wait(300)
+    assert not check or code == 0, (root / "log").read_text()[-4000:]
+    return code
+
+
+def start(root, settings, **environment):
+    """Begin it."""
+    (root / "resolved.json").write_text(settings.model_dump_json())
+    (root / "scratch").mkdir(exist_ok=True)
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GAP3D_")}
+    with (root / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines.downloads", "--verbose", "--preset", str(root / "resolved.json")],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=Path(__file__).parents[1],
+            env={**variables, "TMPDIR": str(root / "scratch"), "RAY_TMPDIR": "/tmp", **environment},
+        )

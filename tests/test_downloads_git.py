@@ -71,7 +71,7 @@ def test_an_object_has_its_companions_and_nothing_else_of_the_repository(tmp_pat
     settings = fetched(tmp_path, rows)
     one, two = (contents(settings)[row["identifier"]] for row in rows)
     assert one["files"] == {path: files[path] for path in files if path not in ("b/two.obj", "large.bin")}
-    assert list(one["files"])[0] == one["main"] == "a/odd %20 (1).obj"
+    assert next(iter(one["files"])) == one["main"] == "a/odd %20 (1).obj"
     assert set(two["files"]) == {*one["files"], "b/two.obj"} - {one["main"]}
     # One fetch of the commit, then one for each round: main files, materials, textures.
     said = fetches(tmp_path / "trace")

@@ -1,0 +1,197 @@
+"""Downloads as a whole: hundreds of objects over git and HTTP, half of them failing in every way; kills; healing."""
+
+import os
+import signal
+import time
+
+import pytest
+from hostile_server import Site, serving
+from networked import blob_url, contents, fetch, ledger, listed, program, settings_of, sha256, start, statuses, stray
+from networked import write_catalog as write
+from processes import alive, end, mentioning, wait_for
+from repositories import Origin, configure
+
+TOKEN = "hf_never_to_be_seen"
+OBJ = b"mtllib look.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"
+FILES = {  # by path: the status that it has in a repository that is well
+    "a.obj": "ok",
+    "deep/b.stl": "ok",
+    "out.obj": "forbidden_reference",
+    "large.stl": "lfs_pointer",
+    "changed.stl": "hash_mismatch",
+    "absent.stl": "missing",
+}
+OF_REPOSITORIES = {  # a repository's ill, and the status that it gives to all the objects
+    "500": "unreachable",
+    "503": "unreachable",
+    "429": "unreachable",
+    "reset": "unreachable",
+    "stall": "unreachable",
+    "cut": "unreachable",
+    "401": "missing",
+    "403": "missing",
+    "404": "missing",
+    "410": "missing",
+}
+OF_FILES = {
+    "404": "missing",
+    "410": "missing",
+    "403": "missing",
+    "500": "unreachable",
+    "502": "unreachable",
+    "503": "unreachable",
+    "reset": "unreachable",
+    "cut": "unreachable",
+    "stall": "unreachable",
+    "silent": "unreachable",
+    "loop": "unreachable",
+    "unsized": "unreachable",
+    "(500)": "ok",
+    "(cut)": "ok",
+    "(reset)": "ok",
+    "wrong": "hash_mismatch",
+    "endless": "too_large",
+    "long": "too_large",
+}
+
+
+@pytest.fixture
+def site(tmp_path):
+    with serving(Site(repositories=tmp_path / "origin")) as made:
+        yield made
+
+
+def repository(site, name, salt):
+    """A repository with the files above; their rows."""
+    large = b"solid of git-lfs\n"
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256(large)}\nsize {len(large)}\n".encode()
+    files = {
+        "a.obj": OBJ + salt,
+        "look.mtl": b"newmtl m\n" + salt,
+        "deep/b.stl": os.urandom(5000),
+        "out.obj": b"mtllib ../../look.mtl\n" + salt,
+        "large.stl": pointer,
+        "changed.stl": b"solid new\n" + salt,
+    }
+    commit = Origin(site.repositories).commit(name, files)
+    truth = {**files, "changed.stl": b"solid old\n", "absent.stl": b"", "large.stl": large}
+    return {path: listed("github", blob_url(name, commit, path), sha256(truth[path])) for path in FILES}
+
+
+@pytest.mark.timeout(300)
+def test_of_hundreds_of_objects_half_fail_in_every_way_and_only_the_transient_are_asked_for_again(
+    site, tmp_path, monkeypatch
+):
+    configure(monkeypatch, f"{site.address}/")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    expected, healed, rows = {}, {}, []
+    ills = [ill for pair in zip(OF_REPOSITORIES, [""] * 10, strict=True) for ill in pair]
+    for index, ill in enumerate(ills):
+        for path, row in repository(site, f"o/r{index}", b"#%d" % index).items():
+            rows.append(row)
+            expected[row["identifier"]] = OF_REPOSITORIES.get(ill, FILES[path])
+            healed[row["identifier"]] = FILES[path]
+        if ill:
+            site.ills[f"/o/r{index}.git"] = ill
+    for index, ill in enumerate([ill for pair in zip(OF_FILES, [""] * 18, strict=True) for ill in pair] * 3):
+        path, body = f"/{index}.glb", os.urandom(3000)
+        site.files[path] = body
+        rows.append(listed("Smithsonian", f"{site.address}{path}", sha256(body)))
+        expected[rows[-1]["identifier"]] = OF_FILES.get(ill, "ok")
+        healed[rows[-1]["identifier"]] = "ok"
+        if ill:
+            site.ills[path] = ill
+    lost = blob_url("o/r1", "d" * 40, "a.obj")
+    rows.append(listed("github", lost, "0" * 64))
+    expected[lost] = "missing"
+    assert len(rows) == 120 + 108 + 1
+
+    settings = settings_of(tmp_path, compute={"workers": 2}, limits={"object_bytes": 1 << 20})
+    write(settings, rows)
+    program(tmp_path, settings)
+    assert statuses(settings) == expected
+    first = ledger(settings)
+    assert all(row.reason for row in first.values() if row.status != "ok")
+    assert stray(settings) == []
+
+    site.heal()
+    site.requests.clear()
+    program(tmp_path, settings)
+    transient = {identifier for identifier, status in expected.items() if status == "unreachable"}
+    assert statuses(settings) == {
+        identifier: healed[identifier] if identifier in transient else status for identifier, status in expected.items()
+    }
+    asked = {path.partition(".git/")[0] for path in site.asked()}
+    assert asked == {
+        identifier.removeprefix(site.address).removeprefix("https://github.com").partition("/blob/")[0]
+        for identifier in transient
+    }
+    again = ledger(settings)
+    assert all(again[identifier] == first[identifier] for identifier in expected.keys() - transient)
+    assert stray(settings) == []
+
+    site.requests.clear()
+    assert fetch(settings_of(tmp_path, limits={"object_bytes": 1 << 20})).count("computed") == 0
+    assert site.requests == []
+    said = (tmp_path / "log").read_bytes() + repr(again).encode()
+    assert b"largest" in said  # the skew of the groups
+    for content in [said, *(path.read_bytes() for path in settings.store.rglob("*") if path.is_file())]:
+        assert TOKEN.encode() not in content
+    assert {path: sha256(body) for row in contents(settings).values() for path, body in row["files"].items()}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("workers", "requests"), [(0, 2), (0, 11), (0, 30), (2, 25)])
+def test_a_run_killed_in_mid_download_leaves_nothing_torn_and_the_next_one_completes(
+    site, tmp_path, monkeypatch, workers, requests
+):
+    configure(monkeypatch, f"{site.address}/")
+    site.work_s = 0.05
+    rows = [row for index in range(4) for row in repository(site, f"o/r{index}", b"#%d" % index).values()]
+    for index in range(16):
+        site.files[f"/{index}.glb"] = os.urandom(300_000)
+        rows.append(listed("smithsonian", f"{site.address}/{index}.glb", sha256(site.files[f"/{index}.glb"])))
+    compute = {"workers": workers, "flush_rows": 1}
+    settings = settings_of(tmp_path, compute=compute)
+    write(settings, rows)
+    process = start(tmp_path, settings)
+    wait_for(lambda: len(site.requests) >= requests or process.poll() is not None, 60, "requests")
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(10) == -signal.SIGKILL
+    scratch = str(tmp_path / "scratch")
+    try:
+        wait_for(lambda: not alive(mentioning(scratch)), 30, "nothing of the run is left")
+    finally:
+        end(mentioning(scratch))
+    done = {identifier for identifier, row in ledger(settings).items() if row.status == "ok"}
+    assert all(row["files"] for row in contents(settings).values())  # what is committed is whole
+
+    site.requests.clear()
+    fetch(settings_of(tmp_path, compute={**compute, "workers": 0}))
+    found = statuses(settings)
+    assert [found[row["identifier"]] for row in rows[:24]] == list(FILES.values()) * 4
+    assert {found[row["identifier"]] for row in rows[24:]} == {"ok"}
+    assert stray(settings) == []
+    assert not {f"{site.address}{path}" for path in site.asked()} & done
+
+
+@pytest.mark.timeout(60)
+def test_git_ends_with_its_worker_as_a_whole(site, tmp_path, monkeypatch):
+    configure(monkeypatch, f"{site.address}/")
+    rows = list(repository(site, "o/r", b"#").values())
+    site.ills["/o/r.git"] = "silent"
+    settings = settings_of(tmp_path, {"stall_s": 600.0, "repository_s": 600.0})
+    write(settings, rows)
+    process = start(tmp_path, settings)
+    scratch = str(tmp_path / "scratch")
+
+    def gits():
+        return [found for found in alive(mentioning(scratch)) if found.pid != process.pid]
+
+    wait_for(lambda: site.requests, 30, "git asks")
+    assert any("remote-http" in " ".join(found.cmdline()) for found in gits())
+    process.kill()
+    process.wait(10)
+    begun = time.monotonic()
+    wait_for(lambda: not gits(), 10, "git is gone")
+    assert time.monotonic() - begun < 10
