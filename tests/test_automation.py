@@ -1,12 +1,15 @@
 """on_change: a tick requests exactly what changed, whatever happens between two ticks."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import dagster as dg
 import pytest
-from code_location import OBJECTS, metadata, write_toys
+from code_location import OBJECTS, environment, metadata, write_toys
+from dagster_site import ENDED, Site
 from folders import write_box
+from processes import wait_for
 from ticks import SHARDED, Automation, bump, every, history
 
 from gap3d import fingerprints
@@ -30,7 +33,7 @@ def first(tmp_path_factory):
         automation = Automation(patch, instance, root, **SIXTEEN)
         before = automation.tick()
         automation.make("catalog")
-        ticks = automation.settle()
+        ticks = automation.settle(empty=set(automation.shards) - {home(name) for name in OBJECTS})
     return SimpleNamespace(root=root, before=before, ticks=ticks, cursor=automation.cursor)
 
 
@@ -197,3 +200,59 @@ def test_more_shards_than_dagster_looks_at_one_by_one_are_served_when_they_chang
                 many.came("shard_manifest", shard=shard, version=version)
             assert many.tick() == every(SHARDED, many.shards)
         assert many.tick() == set()
+
+
+START = """mutation ($sensor: SensorSelector!) { startSensor(sensorSelector: $sensor) {
+  __typename ... on PythonError { message } } }"""
+TICKS = """query ($sensor: SensorSelector!) { sensorOrError(sensorSelector: $sensor) { ... on Sensor { sensorState {
+  ticks(limit: 100, statuses: [SUCCESS, SKIPPED, FAILURE]) { status error { message } } } } } }"""
+RUNS = """{ runsOrError { ... on Runs { results { runId status tags { key value } assetSelection { path } } } } }"""
+ON_CHANGE = {"repositoryLocationName": "gap3d", "repositoryName": "__repository__", "sensorName": "on_change"}
+
+
+def ticked(site: Site) -> int:
+    """Ticks of on_change so far."""
+    ticks = site.ask(TICKS, sensor=ON_CHANGE)["sensorOrError"]["sensorState"]["ticks"]
+    assert not [tick for tick in ticks if tick["status"] == "FAILURE"], ticks
+    return len(ticks)
+
+
+def all_runs(site: Site) -> dict[str, tuple[str, frozenset[str], str | None]]:
+    """(status, assets, shard) of every run."""
+    return {
+        run["runId"]: (
+            run["status"],
+            frozenset(key["path"][-1] for key in run["assetSelection"] or ()),
+            {tag["key"]: tag["value"] for tag in run["tags"]}.get("dagster/partition"),
+        )
+        for run in site.ask(RUNS)["runsOrError"]["results"]
+    }
+
+
+@pytest.mark.slow
+def test_the_live_daemon_runs_two_changed_shards_of_sixteen_then_the_dataset_once_then_nothing(first, tmp_path):
+    place = tmp_path / "place"
+    shutil.copytree(first.root, place)
+    with Site(place / "site", environment(place / "store", Path("../objects"), **SIXTEEN)) as site:
+        before = set(all_runs(site))
+        assert site.ask(START, sensor=ON_CHANGE)["startSensor"]["__typename"] == "Sensor"
+        wait_for(lambda: ticked(site) >= 1, 60, "a first tick")
+        for name in ("cube.obj", "pole.obj"):
+            write_box(place / "objects" / name, 7.0)
+        catalogs = [site.launch("catalog")]
+
+        def settled() -> bool:
+            runs = [run for key, run in all_runs(site).items() if key not in before]
+            return any("dataset" in assets and status in ENDED for status, assets, _ in runs)
+
+        wait_for(settled, 240, "a run of the dataset")
+        catalogs.append(site.launch("catalog"))
+        assert site.wait(catalogs[1]) == "SUCCESS"
+        count = ticked(site)
+        wait_for(lambda: ticked(site) >= count + 2, 60, "two ticks after the same catalog")
+        found = {key: run for key, run in all_runs(site).items() if key not in {*before, *catalogs}}
+    shards = {home("cube.obj"), home("pole.obj")}
+    assert sorted(found.values(), key=str) == sorted(
+        [("SUCCESS", frozenset(SHARDED), shard) for shard in shards] + [("SUCCESS", frozenset({"dataset"}), None)],
+        key=str,
+    )

@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from code_location import environment, load
 from dagster._core.instance.ref import InstanceRef
 
 from gap3d import fingerprints
+from pipelines import downloads, rendering, targets
+from pipelines.command import load_settings, open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARDED = ("downloads", "views", "renders", "targets")
@@ -95,14 +98,26 @@ class Automation:
         )
         return job.execute_in_process(partition_key=shard, instance=self.instance, **options)
 
-    def settle(self) -> list[set[tuple[str, str | None]]]:
-        """Tick and run what is requested, as the daemon does, until nothing is; what each tick requested."""
+    def settle(self, empty: Collection[str] = ()) -> list[set[tuple[str, str | None]]]:
+        """Tick and run what is requested, as the daemon does, until nothing is; what each tick requested.
+
+        Args:
+            empty: shards without objects, for which the programs are enough: they are made all at once and reported.
+        """
         ticks = []
         while found := self.tick():
             ticks.append(found)
             assert len(ticks) < 5, ticks
-            for shard in sorted({shard for _, shard in found}, key=str):
-                assert self.make(*(asset for asset, of in found if of == shard), shard=shard).success
+            asked = {shard: {asset for asset, of in found if of == shard} for _, shard in found}
+            for shard in sorted(set(asked) - set(empty), key=str):
+                assert self.make(*asked[shard], shard=shard).success
+            if told := sorted(set(asked) & set(empty)):
+                for stage in (downloads, rendering, targets):
+                    stage.run(load_settings(), told)
+                store = open_store(load_settings())
+                for shard in told:
+                    for asset in sorted(asked[shard], key=SHARDED.index):
+                        self.came(asset, shard=shard, version=store.manifest(asset, shard).digest)
         return ticks
 
     # --- with nothing but the events of runs, for what happens while they run
