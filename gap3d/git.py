@@ -9,14 +9,15 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from gap3d.politeness import Trouble, Turn, discreet
 from gap3d.records import Failure, Status, SystemicFault
 from gap3d.settings import NetworkSettings
 
 # git's own children outlive a git that is killed. The shell ends all of them, and itself, once the other end of the
-# pipe is closed, which the kernel does for a process that ends in any way.
-GUARD = '{ read -r _ <&"$0"; kill -9 0; } & guard=$!; "$@"; code=$?; kill $guard; exit $code'
+# pipe is closed, which the kernel does for a process that ends in any way. (A shell's own descriptors have one digit.)
+GUARD = 'exec 3<&0; { read -r _ <&3; kill -9 0; } & guard=$!; "$@" <"$0" 3<&-; code=$?; kill $guard; exit $code'
 WATCH_S = 0.5  # how often the disk use is looked at
 WORDS = 4096  # bytes of what git said
 
@@ -52,6 +53,7 @@ ENVIRONMENT = {
 }
 PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE")
 
+TELLING = re.compile(r"(?i)fatal:|error[: ]|remote:")
 REFUSED = re.compile(r"does not allow request for unadvertised object|dumb http transport|does not support shallow")
 MACHINE = re.compile(
     r"No space left|Disk quota exceeded|Read-only file system|Input/output error|annot fork|malloc fail"
@@ -108,14 +110,13 @@ class Git:
             Failure: ``missing``, ``too_large``.
             SystemicFault: the machine's.
         """
-        said = self.folder / "said"
-        printed, given_in = output or self.folder / "printed", self.folder / "given"
-        given_in.write_bytes(given)
+        said, stdin = self.folder / "said", self.folder / "given"
+        printed = output or self.folder / "printed"
+        stdin.write_bytes(given)
         options = [word for name, value in self.settings.items() for word in ("-c", f"{name}={value}")]
-        with given_in.open("rb") as stdin, printed.open("wb") as stdout, said.open("wb") as stderr:
-            code = self.guarded(
-                ["git", *options, *words], stdin.fileno(), stdout.fileno(), stderr.fileno(), changes, turn
-            )
+        with printed.open("wb") as stdout, said.open("wb") as stderr:
+            command = ["sh", "-c", GUARD, str(stdin), "git", *options, *words]
+            code = self.guarded(command, stdout, stderr, self.environment(changes), turn)
         self.require_room()
         if code:
             text = said.read_bytes()[-WORDS:].decode("utf-8", "replace")
@@ -123,19 +124,18 @@ class Git:
         return b"" if output else printed.read_bytes()
 
     def guarded(
-        self, command: list[str], stdin: int, stdout: int, stderr: int, changes: Mapping[str, str], turn: Turn
+        self, command: list[str], stdout: BinaryIO, stderr: BinaryIO, environment: Mapping[str, str], turn: Turn
     ) -> int:
         """Run a command in a process group of its own, which ends with it, with its turn or with this process."""
         guard, life = os.pipe()
         try:
             process = subprocess.Popen(
-                ["sh", "-c", GUARD, str(guard), *command],
-                stdin=stdin,
+                command,
+                stdin=guard,
                 stdout=stdout,
                 stderr=stderr,
-                env=self.environment(changes),
+                env=environment,
                 cwd=self.tree,
-                pass_fds=(guard,),
                 start_new_session=True,
             )
             looked = time.monotonic()
@@ -171,7 +171,7 @@ class Git:
 def judged(text: str, command: str) -> Exception:
     """What git's last words mean."""
     lines = [line.strip() for line in discreet(text).splitlines()]
-    telling = [line for line in lines if line.startswith(("fatal:", "error:", "remote:", "ERROR:"))] or lines
+    telling = [line for line in lines if TELLING.match(line)] or lines
     words = " | ".join(dict.fromkeys(telling[-3:]))[:400] or f"git {command} failed without a word"
     if MACHINE.search(text):
         return SystemicFault(f"git {command}: {words}")

@@ -223,4 +223,4 @@ def left_alone(host: str, seconds: float) -> str:
 
 def discreet(text: str) -> str:
     """Words of a program or a host without what may be secret in addresses: user names, passwords, signed queries."""
-    return re.sub(r"(?<=://)[^/@\s]+@|(?<=\S)\?[^\s'\")]*", "", text)
+    return re.sub(r"(\w+://|url: /)(?:[^/@\s]+@)?([^\s'\"?)]*)(?:\?[^\s'\")]*)?", r"\1\2", text)

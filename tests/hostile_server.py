@@ -160,7 +160,8 @@ class Handler(BaseHTTPRequestHandler):
     def start(self, body: bytes) -> int:
         """Where the range begins that is asked for, if it is of these bytes."""
         asked = self.headers.get("Range", "")
-        same = self.headers.get("If-Range") == f'"{sha256(body).hexdigest()}"'
+        tag = f'"{sha256(body).hexdigest()}"'
+        same = self.headers.get("If-Range", tag) == tag
         return int(asked.removeprefix("bytes=").rstrip("-")) if asked and same else 0
 
     def head(self, length: int, tag: str, start: int = 0, whole: int = 0) -> None:
