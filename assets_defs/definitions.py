@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from assets_defs import image_text
 from assets_defs.automation import on_change
 from assets_defs.checks import CHECKS
 from assets_defs.data import ASSETS
@@ -24,8 +25,8 @@ nightly = dg.ScheduleDefinition(
 )
 
 defs = dg.Definitions(
-    assets=ASSETS,
-    asset_checks=[*CHECKS, quality_gates],
+    assets=[*ASSETS, *image_text.ASSETS],
+    asset_checks=[*CHECKS, *image_text.CHECKS, quality_gates],
     resources={"compute": Compute()},
     sensors=[on_change, left_behind, lost_runs, watch_source],
     schedules=[nightly],

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 SCHEMA_VERSION = 3
-REWRITTEN = {"catalog": 3, "dataset": 3, "views": 2, "renders": 2}  # versions since which a stage's older rows are made again
+REWRITTEN = {"catalog": 3, "dataset": 3, "views": 2, "renders": 2}  # since when a stage's older rows are made again
 STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")  # in the order of the line
+
+TAR_STAGES = ("image_text", "coco")  # beside the line: image-text pairs, unsharded
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,42 @@ DATASET = StageSchema(
         ]
     ),
     exempt=("target_shard", "target_part", "target_row"),
+)
+
+IMAGE_TEXT = StageSchema(
+    pa.schema(
+        [
+            KEY,
+            ("repository", pa.string()),
+            ("revision", pa.string()),  # the commit that it was listed at
+            ("path", pa.string()),  # in the repository
+            ("name", pa.string()),  # in the folder of the tars
+            ("bytes", pa.int64()),
+            ("sha256", pa.string()),
+            ("samples", pa.int64()),  # with an image and a text
+            ("lacking", pa.int64()),  # samples without one of them
+            ("stamp", pa.string()),  # size and time of the file: unchanged means not read again
+        ]
+    ),
+    exempt=("revision", "stamp"),
+)
+COCO = StageSchema(
+    pa.schema(
+        [
+            KEY,
+            ("image_id", pa.int64()),
+            ("file_name", pa.string()),
+            ("sha256", pa.string()),  # of the image's bytes
+            ("caption", pa.string()),  # the drawn one
+            ("captions", pa.list_(pa.string())),  # all of them, by annotation id
+            ("licence", pa.string()),
+            ("url", pa.string()),
+            ("tar", pa.string()),  # file name
+            ("tar_sha256", pa.string()),
+            ("stamp", pa.string()),  # of the tar
+        ]
+    ),
+    exempt=("stamp",),
 )
 
 
