@@ -83,6 +83,7 @@ class Git:
             raise SystemicFault("git is not installed: install it (Debian: apt-get install git), then run again")
         self.folder, self.most = folder, most
         self.directory, self.tree = folder / "git", folder / "tree"
+        self.ssh = ""
         stall = f"{max(1, round(network.stall_s))}"
         slow = {"http.lowSpeedLimit": "1", "http.lowSpeedTime": stall, "lfs.activitytimeout": stall}
         self.settings = {**SETTINGS, **slow}
@@ -91,8 +92,15 @@ class Git:
         """All variables of the child."""
         found = {name: value for name, value in os.environ.items() if name not in PLACES} | ENVIRONMENT
         found |= {"GIT_DIR": str(self.directory), "GIT_WORK_TREE": str(self.tree), **changes}
-        found["GIT_SSH_COMMAND"] = f"{os.environ.get('GIT_SSH_COMMAND') or 'ssh'} -oBatchMode=yes"
+        if self.ssh and "GIT_SSH" not in found:
+            found.setdefault("GIT_SSH_COMMAND", self.ssh)
         return found
+
+    def address(self, address: str, turn: Turn) -> str:
+        """What the user's configuration has git ask in an address's place; from now on ssh does as it says, too."""
+        ssh = self.run("config", "--default", "ssh -oBatchMode=yes", "--get", "core.sshCommand", turn=turn)
+        self.ssh = ssh.decode().strip()
+        return self.run("ls-remote", "--get-url", address, turn=turn).decode("utf-8", "replace").strip()
 
     def run(self, *words: str, turn: Turn, given: bytes = b"", output: Path | None = None, **changes: str) -> bytes:
         """Run a git command; what it printed, unless that goes to a file.

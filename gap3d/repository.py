@@ -49,7 +49,7 @@ class Repository:
     def asked(self, turn: Turn) -> str:
         """The address that git takes in this one's place, by its configuration."""
         self.begin()
-        return self.git.run("ls-remote", "--get-url", self.address, turn=turn).decode("utf-8", "replace").strip()
+        return self.git.address(self.address, turn)
 
     def fetch(self, turn: Turn) -> None:
         """Bring the commit and its trees, and of its files none, where the server can do that."""

@@ -148,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "long":
             self.head(1 << 40, "")
             self.site.released.wait(60)
-        elif ".git/" in path:
+        elif ".git/" in path and path not in self.site.files:
             self.git(cut=kind == "cut")
         elif path in self.site.files:
             start = self.start(body)

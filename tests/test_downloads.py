@@ -137,6 +137,7 @@ def test_of_hundreds_of_objects_half_fail_in_every_way_and_only_the_transient_ar
     assert site.requests == []
     said = (tmp_path / "log").read_bytes() + repr(again).encode()
     assert b"largest" in said  # the skew of the groups
+    assert b"kB/s" in said  # the bar
     for content in [said, *(path.read_bytes() for path in settings.store.rglob("*") if path.is_file())]:
         assert TOKEN.encode() not in content
     assert {path: sha256(body) for row in contents(settings).values() for path, body in row["files"].items()}

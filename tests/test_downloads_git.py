@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hostile_server import Site, serving
 from networked import blob_url, contents, fetch, ledger, listed, settings_of, sha256, statuses, stray, write_catalog
 from repositories import Origin, configure, fetches, git
 
@@ -208,6 +209,47 @@ def test_a_server_that_gives_branches_only_is_asked_for_those(tmp_path, origin, 
     rows = [*rows_of("o/r", first, old, ["a.stl"]), lost]
     assert list(statuses(fetched(tmp_path, rows)).values()).count("ok") == 1
     assert statuses(settings_of(tmp_path))[lost["identifier"]] == "missing"
+
+
+def test_a_server_that_has_the_files_of_a_repository_and_no_git_is_asked_too(tmp_path, origin, monkeypatch):
+    files = {"a.obj": OBJ % b"a.mtl", "a.mtl": b"newmtl a\n"}
+    commit = origin.commit("o/r", files)
+    origin.commit("o/r", {"a.obj": b"v 0 0 0\n"})
+    git(origin.path("o/r"), "update-server-info")
+    bare = origin.path("o/r")
+    site = Site({f"/o/r.git/{path.relative_to(bare)}": path.read_bytes() for path in bare.rglob("*") if path.is_file()})
+    with serving(site):
+        configure(monkeypatch, f"{site.address}/")
+        settings = fetched(tmp_path, rows_of("o/r", commit, files, ["a.obj"]))
+    assert [row["files"] for row in contents(settings).values()] == [files]
+
+
+def test_hosts_that_do_not_exist_or_refuse_are_unreachable(tmp_path, origin, monkeypatch):
+    gone = {"http://refusing.test/": "http://127.0.0.1:1/", "http://unknown.test/": "http://nowhere.invalid/"}
+    for address in gone.values():
+        configure(monkeypatch, address)
+        rows = [listed("smithsonian", f"{start}{number}.glb", "0" * 64) for number, start in enumerate(gone)]
+        rows.append(listed("github", blob_url("o/r", "a" * 40, "a.stl"), "0" * 64))
+        settings = fetched(tmp_path, rows, network={"instead_of": gone, "retries": 0})
+        assert set(statuses(settings).values()) == {"unreachable"}
+
+
+def test_ssh_is_the_users_and_asks_nobody(tmp_path, origin, monkeypatch):
+    said = tmp_path / "said"
+    ssh = tmp_path / "ssh"
+    ssh.write_text(
+        f'#!/bin/sh\necho "$@" > {said}\ntest -t 0 && echo terminal >> {said}\n'
+        'echo "a@b: Permission denied (publickey)." >&2\nexit 255\n'
+    )
+    ssh.chmod(0o755)
+    rows = [listed("github", blob_url("o/r", "a" * 40, "a.stl"), "0" * 64)]
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for number, more in enumerate([{}, {"core.sshCommand": f"{ssh} -mine"}]):
+        configure(monkeypatch, "ssh://git@host.test/", **more)
+        settings = fetched(tmp_path / str(number), rows)
+        assert list(statuses(settings).values()) == ["missing"]
+        assert ("-mine" if more else "BatchMode=yes") in said.read_text()
+        assert "terminal" not in said.read_text()
 
 
 def test_a_repository_that_takes_too_much_room_is_tried_again_when_the_limit_is_raised(tmp_path, origin):
