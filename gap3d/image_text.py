@@ -169,10 +169,12 @@ class ImageText:
         try:
             resumed = copy.stat().st_size > 0
             self.complete(tar, copy)
-            if resumed and not tar.is_at(copy):  # what was there may have been damaged by a power cut
+            whole = tar.is_at(copy)
+            if resumed and not whole:  # what was there may have been damaged by a power cut
                 os.truncate(copy, 0)
                 self.complete(tar, copy)
-            if not tar.is_at(copy):
+                whole = tar.is_at(copy)
+            if not whole:
                 copy.unlink()
                 raise Failure(
                     Status.HASH_MISMATCH,

@@ -34,6 +34,8 @@ STAGES = [
     "gc",
     "verify",
     "previews",
+    "image_text",
+    "coco",
 ]
 
 
