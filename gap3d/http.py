@@ -1,9 +1,12 @@
 """Files by HTTP: with every limit, resumed where the server can, tried again where that may help."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -103,9 +106,8 @@ class Web:
         sent, stall_s = dict(headers), self.network.stall_s
         for _ in range(REDIRECTS + 1):
             turn.keep()
-            response = self.session.get(
-                address, headers=sent, stream=True, allow_redirects=False, timeout=(stall_s, stall_s)
-            )
+            get = partial(self.session.get, stream=True, allow_redirects=False, timeout=(stall_s, stall_s))
+            response = within(turn.ends - time.monotonic(), partial(get, address, headers=sent))
             target = self.session.get_redirect_target(response)
             if target is None:
                 return response
@@ -150,6 +152,29 @@ class Web:
         except (requests.RequestException, urllib3.exceptions.HTTPError):
             return False
         return True
+
+
+def within(seconds: float, call: Callable[[], requests.Response]) -> requests.Response:
+    """What a call gives. Headers may come a byte at a time for ever, and nothing can be said to who waits for them.
+
+    Raises:
+        Trouble: it takes longer; it is left behind.
+    """
+    found: Future[requests.Response] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is waited for
+            found.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    try:
+        return found.result(max(seconds, 0))
+    except TimeoutError as error:
+        if found.done():
+            raise
+        raise Trouble("no whole answer within the time for it (network.object_s)") from error
 
 
 def host_of(address: str) -> str:

@@ -117,6 +117,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2])
             self.site.released.wait(60)
             self.close_connection = True
+        elif kind == "hesitate":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not self.site.released.wait(0.2):
+                self.wfile.write(b"0")
+            self.close_connection = True
         elif kind == "drip":
             self.head(len(body), "")
             for byte in body:

@@ -55,6 +55,7 @@ ILLS = {
     "passing": ("(503)", "ok", 2),
     "slow": ("stall", "unreachable", 2),
     "silent": ("silent", "unreachable", 2),
+    "hesitant": ("hesitate", "unreachable", 1),
     "dripping": ("drip", "unreachable", 1),
     "reset": ("reset", "unreachable", 2),
     "short": ("unsized", "unreachable", 1),
