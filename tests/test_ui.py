@@ -10,6 +10,8 @@ from code_location import environment, program, write_toys
 from dagster_site import Site
 
 pytestmark = NEEDED
+PARTITIONS = """{ assetNodeOrError(assetKey: {path: ["downloads"]}) { ... on AssetNode { assetPartitionStatuses {
+  ... on DefaultPartitionStatuses { materializedPartitions } } } } }"""
 ASSETS = ("catalog", "shard_manifest", "downloads", "views", "renders", "targets", "dataset")
 
 
@@ -124,6 +126,29 @@ def see_the_failed_check(place) -> None:
     shown = page.see("parts_intact", "damaged_shards", "remedy", "Failed")
     page.shot("ui_failed_check")
     assert "rm -r" in shown
+
+
+@pytest.mark.slow
+def test_a_backfill_of_all_shards_is_launched_by_clicking_and_makes_each_once(place):
+    page, site = place.browser, place.site
+    before = runs(site)
+    page.open(f"{site.address}/assets/downloads")
+    page.see("downloads", "Materialize")
+    page.click(button("Materialize"))
+    page.see("Partition selection")
+    page.click("//*[text()='Select a partition or create one']")
+    page.click("//*[not(*) and normalize-space(.)='Select all (4)']")
+    page.shot("ui_backfill_chosen")
+    page.press(button("Launch"), "Partition selection")
+    page.shot("ui_backfill")
+    deadline = time.monotonic() + 90
+    while len(new := runs(site) - before) < 4:
+        assert time.monotonic() < deadline, f"{len(new)} runs of 4"
+        time.sleep(0.5)
+    assert [site.wait(run) for run in new] == ["SUCCESS"] * 4
+    found = site.ask(PARTITIONS)["assetNodeOrError"]["assetPartitionStatuses"]
+    assert sorted(found["materializedPartitions"]) == ["0", "1", "2", "3"]
+    assert runs(site) - before == new
 
 
 def test_history_survives_a_restart(place, clicked):
