@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)  # dumps makes one for each call
+
 
 def canonical(value: Any) -> bytes:
     """One byte string for equal values: JSON with sorted keys."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return ENCODER.encode(value).encode()
 
 
 def digest_of(value: Any) -> str:

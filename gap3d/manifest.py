@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -77,9 +77,10 @@ class Manifest:
         rows: by key.
         complete: whether every expected row is there (a run that was cut short leaves False).
         retired: parts that held rows once and may still be read, with the time they were replaced.
-        left_out: the part with the rows that a selection left out (``schemas.LEFT_OUT``); no later stage has a row of
-            them, so they are outside the digest.
-        left_counts: the number of those rows by status.
+        left_out: the parts with the rows that a selection left out (``schemas.LEFT_OUT``); no later stage has a row
+            of them, so they are outside the digest. Such a part is named by the digest of its bytes.
+        left_digest: digest of those rows.
+        left_counts: their number by status.
     """
 
     stage: str
@@ -88,7 +89,8 @@ class Manifest:
     complete: bool = False
     sequence: int = 0
     retired: Mapping[str, str] = field(default_factory=dict)
-    left_out: str | None = None
+    left_out: tuple[str, ...] = ()
+    left_digest: str = ""
     left_counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -99,7 +101,7 @@ class Manifest:
     @property
     def parts(self) -> set[str]:
         """File names of live parts."""
-        return {part for part in (self.left_out, *(row.part for row in self.rows.values())) if part}
+        return {part for part in (*self.left_out, *(row.part for row in self.rows.values())) if part}
 
     @property
     def count(self) -> int:
@@ -127,11 +129,12 @@ def write(folder: Path, manifest: Manifest) -> None:
     """Replace a shard's manifest."""
     columns: dict[str, list[object]] = {name: [] for name in LEDGER.names}
     for key in sorted(manifest.rows):
-        row = asdict(manifest.rows[key])
-        for name in ("inputs", "limits", "costs"):
-            row[name] = json.dumps(row[name], sort_keys=True) if row[name] else ""
-        for name in LEDGER.names:
-            columns[name].append(str(row[name]) if name == "status" else row[name])
+        row = manifest.rows[key]
+        for name, cells in columns.items():
+            value = getattr(row, name)
+            if name in ("inputs", "limits", "costs"):
+                value = json.dumps(dict(value), sort_keys=True) if value else ""
+            cells.append(str(value) if name == "status" else value)
     head: dict[str, object] = {
         "stage": manifest.stage,
         "shard": manifest.shard,
@@ -139,7 +142,8 @@ def write(folder: Path, manifest: Manifest) -> None:
         "complete": manifest.complete,
         "sequence": manifest.sequence,
         "retired": dict(manifest.retired),
-        "left_out": manifest.left_out,
+        "left_out": list(manifest.left_out),
+        "left_digest": manifest.left_digest,
         "left_counts": dict(manifest.left_counts),
         "digest": manifest.digest,
     }
@@ -192,6 +196,7 @@ def read(folder: Path, stage: str, shard: str) -> Manifest:
         complete=head["complete"],
         sequence=head["sequence"],
         retired=head["retired"],
-        left_out=head.get("left_out"),
+        left_out=tuple(head.get("left_out", ())),
+        left_digest=head.get("left_digest", ""),
         left_counts=head.get("left_counts", {}),
     )

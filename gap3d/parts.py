@@ -120,24 +120,19 @@ class PartWriter:
         self.temporary.unlink(missing_ok=True)
 
 
-def write_table(folder: Path, table: pa.Table) -> str:
-    """A table of small columns as one part, sorted as it is given; returns its file name, the digest of its bytes."""
+def name_of(path: Path) -> str:
+    """The name of a part that another program wrote: the digest of its bytes."""
+    with path.open("rb") as file:
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}.parquet"
+
+
+def publish(path: Path, folder: Path) -> str:
+    """Move a finished file of the same file system in as a part; returns its name."""
     folder.mkdir(parents=True, exist_ok=True)
-    with temporary_file(folder, ".part") as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            compression="zstd",
-            write_page_checksum=True,
-            write_statistics=["key"],
-            row_group_size=1 << 16,
-        )
-        with temporary.open("rb") as file:
-            name = f"{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}.parquet"
-        if not (folder / name).exists():
-            fsync_path(temporary)
-            temporary.replace(folder / name)
-            fsync_path(folder)
+    name = name_of(path)
+    fsync_path(path)
+    path.replace(folder / name)
+    fsync_path(folder)
     return name
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gap3d.annotations import checked, literal, table_sql
 from gap3d.catalog import parse_captions
@@ -21,8 +20,14 @@ from gap3d.settings import CatalogSettings
 
 MEMORY = "2GB"  # of DuckDB; what does not fit goes to the scratch folder
 OWN = ("folder", "samples")  # sources whose objects are never duplicates: equal bytes may have other companions
-REPOSITORY = r"^https?://github\.com/([^/]+/[^/]+)/blob/([0-9a-fA-F]{7,64})/."
+REPOSITORY = r"^https?://github\.com/([^/]+/[^/]+)/blob/([0-9a-fA-F]{7,64})/"
 THING = r"^https?://www\.thingiverse\.com/(thing:[0-9]+)"
+# A repository of a commit is fetched once for all its objects; a repository of any commit is near itself.
+FETCH_GROUP = f"""CASE WHEN regexp_matches(identifier, '{REPOSITORY}')
+    THEN regexp_replace(identifier, '{REPOSITORY}.*$', 'github.com/\\1@\\2') ELSE key END"""
+CLUSTER = f"""CASE WHEN regexp_matches(identifier, '{REPOSITORY}')
+    THEN 'github.com/' || lower(regexp_extract(identifier, '{REPOSITORY}', 1))
+    ELSE coalesce(nullif(regexp_extract(identifier, '{THING}', 1), ''), sha256) END"""
 HOSTS = {
     "https://github.com/": "github",
     "https://sketchfab.com/": "sketchfab",
@@ -128,10 +133,11 @@ class Selection:
         for number, path in enumerate(checked(described_by, "source.described_by")):
             self.run(f"INSERT INTO told SELECT *, {number} FROM ({table_sql(self.connection, path, TOLD, 'sha256')})")
         self.run("""
-            CREATE TABLE described AS
-            SELECT lower(sha256) AS sha256, arg_min({'identifier': identifier, 'score': score, 'captions': captions},
-                (file, identifier, captions)) AS told
-            FROM told WHERE sha256 IS NOT NULL GROUP BY 1
+            CREATE TABLE described AS SELECT lower(sha256) AS sha256, identifier, score, captions FROM told
+            WHERE rowid IN (
+                SELECT arg_min(rowid, (file, identifier, captions)) FROM told
+                WHERE sha256 IS NOT NULL GROUP BY lower(sha256)
+            )
         """)
         self.run("DROP TABLE told")
 
@@ -166,7 +172,7 @@ class Selection:
                 "has_captions", lambda text: bool(parse_captions(text)), ["VARCHAR"], "BOOLEAN"
             )
         bits = 32 - (settings.shards - 1).bit_length()
-        shard = f"('0x' || sha256(fetch_group)[:8])::UINTEGER >> {bits}" if bits < 32 else "0"
+        shard = f"('0x' || sha256({FETCH_GROUP})[:8])::UINTEGER >> {bits}" if bits < 32 else "0"
         host = " ".join(f"WHEN starts_with(identifier, '{start}') THEN '{name}'" for start, name in HOSTS.items())
         asked = " ".join(f"WHEN {step.test} THEN {self.number[step.name]}" for step in self.steps if step.test)
         denial = "coalesce(by_key.reason, by_name.reason, by_hash.reason, licence_denial)"
@@ -184,21 +190,12 @@ class Selection:
                     lower(coalesce(nullif(file_type, ''), regexp_extract(identifier, '\\.([A-Za-z0-9]+)$', 1), ''))
                         AS file_type
                 FROM ({listed})
-            ), keyed AS (
-                SELECT *, sha256(source || chr(0) || identifier)[:32] AS key,
-                    regexp_extract(identifier, '{REPOSITORY}', ['name', 'commit']) AS repository
-                FROM named
             ), placed AS (
-                SELECT * EXCLUDE (repository),
-                    CASE WHEN repository.name <> '' THEN 'github.com/' || repository.name || '@' || repository.commit
-                        ELSE key END AS fetch_group,
-                    CASE WHEN repository.name <> '' THEN 'github.com/' || lower(repository.name)
-                        ELSE coalesce(nullif(regexp_extract(identifier, '{THING}', 1), ''), sha256) END AS cluster
-                FROM keyed
+                SELECT *, sha256(source || chr(0) || identifier)[:32] AS key FROM named
             ), joined AS (
-                SELECT placed.* EXCLUDE (score, captions), coalesce(placed.score, told.score) AS score,
-                    coalesce(placed.captions, told.captions) AS captions,
-                    coalesce(told.identifier = placed.identifier, false) AS named,
+                SELECT placed.* EXCLUDE (score, captions), coalesce(placed.score, described.score) AS score,
+                    coalesce(placed.captions, described.captions) AS captions,
+                    coalesce(described.identifier = placed.identifier, false) AS named,
                     {denial} AS denial, allowed AS licence_allowed, held.sha256 IS NOT NULL AS held_out
                 FROM placed
                 LEFT JOIN described ON described.sha256 = placed.sha256
@@ -206,10 +203,13 @@ class Selection:
                 LEFT JOIN held ON held.sha256 = placed.sha256
                 {denied}
             )
-            SELECT * EXCLUDE (licence_allowed, held_out, bytes), ({shard})::USMALLINT AS shard,
-                ('0x' || sha256('{settings.seed}:rank:' || key)[:16])::UBIGINT >> 1 AS rank,
-                CASE {asked} ELSE 0 END::UTINYINT AS step
-            FROM joined
+            SELECT *, CASE WHEN step = 0
+                THEN ('0x' || sha256('{settings.seed}:rank:' || key)[:16])::UBIGINT >> 1 END AS rank
+            FROM (
+                SELECT * EXCLUDE (licence_allowed, held_out, bytes), ({shard})::USMALLINT AS shard,
+                    CASE {asked} ELSE 0 END::UTINYINT AS step
+                FROM joined
+            )
         """)
 
     def _small_tables(self, listed: str) -> None:
@@ -287,31 +287,50 @@ class Selection:
             found.append({"step": step.name, "left_out": out, "rows": rows})
         return found
 
-    def shards(self) -> Iterator[tuple[int, pa.Table, pa.Table]]:
-        """(number of the shard, its admitted rows, its rows that are left out), both sorted by key.
+    def left_out(self) -> dict[int, tuple[str, dict[str, int]]]:
+        """(digest, number of rows by status) of the rows left out, by shard; the order of rows counts for nothing."""
+        found: dict[int, tuple[int, dict[str, int]]] = {}
+        for shard, status, rows, digest in self.run(f"""
+            SELECT shard, status, count(*), bit_xor(md5_number(concat_ws(chr(0), {", ".join(LEFT_OUT.names)})))
+            FROM ({self._left_out_sql()}) GROUP BY ALL
+        """).fetchall():
+            whole, counts = found.get(shard, (0, {}))
+            found[shard] = (whole ^ digest, {**counts, status: rows})
+        return {shard: (f"{digest:032x}", counts) for shard, (digest, counts) in found.items()}
 
-        Admitted: key, source, identifier, sha256, licence, file_type, fetch_group, cluster, rank, score, captions as
-        they are written in the table. Left out: the columns of ``schemas.LEFT_OUT``.
-        """
+    def write_left_out(self, shards: Sequence[int]) -> dict[int, list[Path]]:
+        """Files with the columns of ``schemas.LEFT_OUT``, by shard: the rows that are left out of these shards."""
         folder = self.scratch / "left_out"
+        folder.mkdir()
+        wanted = ", ".join(map(str, shards))
+        if shards:
+            self.run(f"""
+                COPY (SELECT * FROM ({self._left_out_sql()}) WHERE shard IN ({wanted}))
+                TO {literal(str(folder))} (FORMAT parquet, PARTITION_BY (shard), COMPRESSION lz4_raw)
+            """)
+        return {shard: sorted((folder / f"shard={shard}").glob("*.parquet")) for shard in shards}
+
+    def _left_out_sql(self) -> str:
         status = " ".join(f"WHEN {number} THEN '{step.status}'" for number, step in enumerate(self.steps, start=1))
         reason = " ".join(f"WHEN {number} THEN {step.reason}" for number, step in enumerate(self.steps, start=1))
-        self.run(f"""
-            COPY (
-                SELECT shard, key, CASE left_at {status} END AS status, CASE left_at {reason} END AS reason,
-                    source, identifier, sha256, licence, file_type, duplicate_of
-                FROM decided WHERE left_at > 0
-            ) TO {literal(str(folder))} (FORMAT parquet, PARTITION_BY (shard), COMPRESSION lz4)
-        """)
-        admitted = self.connection.sql("""
-            SELECT shard, key, source, identifier, sha256, licence, file_type, fetch_group, cluster,
-                rank::BIGINT AS rank, score, captions
+        return f"""
+            SELECT shard, key, CASE left_at {status} END AS status, CASE left_at {reason} END AS reason,
+                source, identifier, sha256, licence, file_type, duplicate_of
+            FROM decided WHERE left_at > 0
+        """
+
+    def admitted(self) -> Iterator[tuple[int, pa.Table]]:
+        """(number of a shard, its admitted rows sorted by key), for every shard.
+
+        Columns: key, source, identifier, sha256, licence, file_type, fetch_group, cluster, rank, score, captions as
+        they are written in the table.
+        """
+        admitted = self.connection.sql(f"""
+            SELECT shard, key, source, identifier, sha256, licence, file_type, {FETCH_GROUP} AS fetch_group,
+                {CLUSTER} AS cluster, rank::BIGINT AS rank, score, captions
             FROM listed SEMI JOIN admitted USING (key) ORDER BY shard, key
         """).to_arrow_table()
         places = admitted.column("shard").to_numpy()
         for number in range(self.settings.shards):
             start, end = places.searchsorted(number), places.searchsorted(number, side="right")
-            place = folder / f"shard={number}"
-            left = pq.read_table(place, columns=LEFT_OUT.names, partitioning=None) if place.is_dir() else None
-            rows = left.cast(LEFT_OUT).sort_by("key") if left is not None else LEFT_OUT.empty_table()
-            yield number, admitted.slice(start, end - start), rows
+            yield number, admitted.slice(start, end - start)

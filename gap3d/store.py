@@ -25,7 +25,7 @@ from gap3d.blobs import Blobs
 from gap3d.lease import NAME as LEASE
 from gap3d.lease import OWNER, lease
 from gap3d.manifest import LedgerRow, Manifest
-from gap3d.parts import TEMPORARY, PartWriter, read_rows, write_atomically, write_table
+from gap3d.parts import TEMPORARY, PartWriter, name_of, publish, read_rows, write_atomically
 from gap3d.records import Outcome, SystemicFault
 from gap3d.schemas import LEFT_OUT, StageSchema
 from gap3d.settings import ComputeSettings, Limits
@@ -90,15 +90,15 @@ class Store:
             "%s of shard %s has lost %d rows with %s: run the stage again",
             *(stage, shard, len(held.rows) - len(rows), ", ".join(sorted(lost))),
         )
-        kept = held if held.left_out not in lost else replace(held, left_out=None, left_counts={})
+        kept = held if lost.isdisjoint(held.left_out) else replace(held, left_out=(), left_digest="", left_counts={})
         return replace(kept, rows=rows, complete=False)
 
     def left_out(self, held: Manifest, *, name: str | None = None) -> pa.Table:
         """The rows that a selection left out of a shard (``schemas.LEFT_OUT``), or those with a key or identifier."""
-        if held.left_out is None:
-            return LEFT_OUT.empty_table()
         wanted = None if name is None else [[("key", "=", name)], [("identifier", "=", name)]]
-        return pq.read_table(self.shard(held.stage, held.shard) / held.left_out, filters=wanted)
+        folder = self.shard(held.stage, held.shard)
+        tables = [pq.read_table(folder / part, filters=wanted, schema=LEFT_OUT) for part in held.left_out]
+        return pa.concat_tables([LEFT_OUT.empty_table(), *tables])
 
     def read(
         self, held: Manifest, columns: Sequence[str] | None = None, keys: Iterable[str] | None = None
@@ -134,6 +134,8 @@ class Store:
             except (OSError, pa.ArrowException) as error:
                 faults.append(f"{held.stage}/{held.shard}/{part}: {str(error).splitlines()[0][:200]}")
                 continue
+            if part in held.left_out and name_of(path) != part:
+                faults.append(f"{held.stage}/{held.shard}/{part}: its bytes are not those that were written")
             rows = [row for row in held.rows.values() if row.part == part]
             if any((row.part_row or 0) >= len(keys) or keys[row.part_row or 0] != row.key for row in rows):
                 faults.append(f"{held.stage}/{held.shard}/{part}: rows are not where the manifest says")
@@ -218,6 +220,7 @@ class ShardWriter:
         self.rows = dict(held.rows)
         self.added = 0
         self.complete = held.complete
+        self.left_digest = held.left_digest
         self._held = held
         self._metadata = {"gap3d": json.dumps({"stage": held.stage, **metadata}, sort_keys=True)}
         self._part: PartWriter | None = None
@@ -277,13 +280,18 @@ class ShardWriter:
             del self.rows[key]
         self._changed = self._changed or bool(gone)
 
-    def leave_out(self, table: pa.Table) -> None:
-        """Replace the rows that a selection left out (``schemas.LEFT_OUT``, sorted by key)."""
-        name = write_table(self.folder, table) if len(table) else None
-        counts = {row["values"]: row["counts"] for row in table.column("status").value_counts().to_pylist()}
-        if name != self._held.left_out:
-            self._held = replace(self._held, left_out=name, left_counts=counts).retire(self._held.parts, now())
-            self._changed = True
+    def leave_out(self, files: Sequence[Path], digest: str, counts: Mapping[str, int]) -> None:
+        """Replace the rows that a selection left out.
+
+        Args:
+            files: with the columns of ``schemas.LEFT_OUT``; they are moved in.
+            digest: of the rows.
+            counts: their number by status.
+        """
+        names = tuple(sorted(publish(path, self.folder) for path in files))
+        made = replace(self._held, left_out=names, left_digest=digest, left_counts=dict(counts))
+        self._held = made.retire(self._held.parts, now())
+        self._changed = True
 
     def finish(self, expected: set[str]) -> Manifest:
         """Commit, and prove that every expected row is there, once.

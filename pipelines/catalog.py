@@ -117,9 +117,11 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     started = time.monotonic()
     store = open_store(settings)
     store.save_settings(STAGE, fingerprints.settings_digest(settings.catalog), settings.catalog.model_dump(mode="json"))
+    # One commit a shard: its rows are made in a moment, and half a catalog is of no use.
+    compute = settings.compute.model_copy(update={"flush_rows": 1 << 30, "flush_s": 1e9})
     with ExitStack() as stack:
         writers = {
-            shard: stack.enter_context(store.writer(STAGE, shard, CATALOG, settings.compute, settings.limits))
+            shard: stack.enter_context(store.writer(STAGE, shard, CATALOG, compute, settings.limits))
             for shard in store.shards
         }
         scratch = TemporaryFolder(store.folder, "selection")
@@ -138,12 +140,17 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
         for outcome in scanned.values():
             if outcome.status is not Status.OK:
                 failed[fingerprints.shard_of(outcome.key, len(store.shards))].append(outcome)
+        left = {store.shards[number]: found for number, found in selection.left_out().items()}
+        changed = [s for s in store.shards if left.get(s, ("", {}))[0] != writers[s].left_digest]
+        files = selection.write_left_out([store.shards.index(shard) for shard in changed])
         reports = []
-        for number, taken, left in progress(selection.shards(), desc=STAGE, unit="shard", total=len(store.shards)):
+        for number, taken in progress(selection.admitted(), desc=STAGE, unit="shard", total=len(store.shards)):
             shard = store.shards[number]
             rows = (admitted(row, own_data(scanned, row["key"]), settings) for row in taken.to_pylist())
-            writers[shard].leave_out(left)
-            reports.append(fill(shard, writers[shard], [*failed[shard], *rows], len(left), settings))
+            digest, counts = left.get(shard, ("", {}))
+            if shard in changed:
+                writers[shard].leave_out(files[number], digest, counts)
+            reports.append(fill(shard, writers[shard], [*failed[shard], *rows], sum(counts.values()), settings))
         funnel = selection.funnel()
         write_atomically(store.folder / "funnel.json", json.dumps(funnel, indent=1).encode())
     for report in reports:

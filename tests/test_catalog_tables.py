@@ -75,11 +75,25 @@ def test_a_lost_part_of_the_rows_left_out_is_made_again(listed):
     report = catalog.run(settings)
     store = open_store(settings)
     held = store.manifest("catalog", "0")
-    (store.shard("catalog", "0") / held.left_out).unlink()
+    (store.shard("catalog", "0") / held.left_out[0]).unlink()
     assert not store.manifest("catalog", "0").complete
     again = catalog.run(settings)
     assert again.count("found") == report.count("found")
-    assert store.manifest("catalog", "0").left_out == held.left_out
+    assert store.manifest("catalog", "0").left_digest == held.left_digest
+    assert len(store.left_out(store.manifest("catalog", "0"))) == sum(held.left_counts.values())
+
+
+def test_a_damaged_part_of_the_rows_left_out_is_found(listed):
+    settings, _ = listed
+    catalog.run(settings)
+    store = open_store(settings)
+    held = store.manifest("catalog", "0")
+    assert store.verify(held) == []
+    path = store.shard("catalog", "0") / held.left_out[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert len(store.verify(held)) >= 1
 
 
 def test_repositories_are_never_on_both_sides_of_the_split(listed):

@@ -12,6 +12,7 @@ import pytest
 
 from gap3d import fingerprints
 from gap3d.catalog import object_id_of, parse_captions, rank_of
+from gap3d.schemas import LEFT_OUT
 from gap3d.selection import LISTED, Selection
 from gap3d.settings import CatalogSettings
 
@@ -68,6 +69,10 @@ def trellis(rows, seed: int = 2) -> list[dict[str, str]]:
     ]
 
 
+def read_left_out(path):
+    return pq.read_table(path, schema=LEFT_OUT, partitioning=None)
+
+
 def write_csv(path, rows):
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -83,7 +88,15 @@ def select(tmp_path, tables, settings, described_by=()):
     selection = Selection(settings, scratch, described_by)
     try:
         selection.take_files(tables)
-        found = list(selection.shards())
+        left_files = selection.write_left_out(range(settings.shards))
+        found = [
+            (number, admitted, pa.concat_tables([LEFT_OUT.empty_table(), *map(read_left_out, left_files[number])]))
+            for number, admitted in selection.admitted()
+        ]
+        digests = selection.left_out()
+        assert {n: Counter(left["status"].to_pylist()) for n, _, left in found if len(left)} == {
+            number: counts for number, (_, counts) in digests.items()
+        }
         funnel = selection.funnel()
     finally:
         selection.close()
@@ -267,5 +280,5 @@ def test_equal_files_of_a_folder_are_two_objects(tmp_path):
             table = table.append_column(name, pa.nulls(2, pa.string()))
     selection = Selection(CatalogSettings(shards=2), tmp_path)
     selection.take_table(table)
-    assert sum(len(taken) for _, taken, _ in selection.shards()) == 2
+    assert sum(len(taken) for _, taken in selection.admitted()) == 2
     selection.close()
