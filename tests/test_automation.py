@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import dagster as dg
 import pytest
 from code_location import OBJECTS, environment, metadata, write_toys
-from dagster_site import ENDED, Site
+from dagster_site import Site
 from folders import write_box
 from processes import wait_for
 from ticks import SHARDED, Automation, bump, every, history
@@ -207,12 +207,19 @@ START = """mutation ($sensor: SensorSelector!) { startSensor(sensorSelector: $se
 TICKS = """query ($sensor: SensorSelector!) { sensorOrError(sensorSelector: $sensor) { ... on Sensor { sensorState {
   ticks(limit: 100, statuses: [SUCCESS, SKIPPED, FAILURE]) { status error { message } } } } } }"""
 RUNS = """{ runsOrError { ... on Runs { results { runId status tags { key value } assetSelection { path } } } } }"""
-ON_CHANGE = {"repositoryLocationName": "gap3d", "repositoryName": "__repository__", "sensorName": "on_change"}
+
+
+def selector(sensor: str) -> dict[str, str]:
+    return {"repositoryLocationName": "gap3d", "repositoryName": "__repository__", "sensorName": sensor}
+
+
+def switch_on(site: Site, sensor: str) -> None:
+    assert site.ask(START, sensor=selector(sensor))["startSensor"]["__typename"] == "Sensor"
 
 
 def ticked(site: Site) -> int:
     """Ticks of on_change so far."""
-    ticks = site.ask(TICKS, sensor=ON_CHANGE)["sensorOrError"]["sensorState"]["ticks"]
+    ticks = site.ask(TICKS, sensor=selector("on_change"))["sensorOrError"]["sensorState"]["ticks"]
     assert not [tick for tick in ticks if tick["status"] == "FAILURE"], ticks
     return len(ticks)
 
@@ -230,27 +237,31 @@ def all_runs(site: Site) -> dict[str, tuple[str, frozenset[str], str | None]]:
 
 
 @pytest.mark.slow
-def test_the_live_daemon_runs_two_changed_shards_of_sixteen_then_the_dataset_once_then_nothing(first, tmp_path):
+def test_the_live_daemon_sees_two_changed_files_and_runs_their_two_shards_of_sixteen_then_the_dataset_once_then_nothing(
+    first, tmp_path
+):
     place = tmp_path / "place"
     shutil.copytree(first.root, place)
     with Site(place / "site", environment(place / "store", Path("../objects"), **SIXTEEN)) as site:
         before = set(all_runs(site))
-        assert site.ask(START, sensor=ON_CHANGE)["startSensor"]["__typename"] == "Sensor"
+        switch_on(site, "on_change")
         wait_for(lambda: ticked(site) >= 1, 60, "a first tick")
         for name in ("cube.obj", "pole.obj"):
             write_box(place / "objects" / name, 7.0)
-        catalogs = [site.launch("catalog")]
+        switch_on(site, "watch_source")
 
-        def settled() -> bool:
+        def new(*assets: str) -> list[str]:
+            """Status of every new run of exactly these."""
             runs = [run for key, run in all_runs(site).items() if key not in before]
-            return any("dataset" in assets and status in ENDED for status, assets, _ in runs)
+            return [status for status, made, _ in runs if made == set(assets)]
 
-        wait_for(settled, 240, "a run of the dataset")
-        catalogs.append(site.launch("catalog"))
-        assert site.wait(catalogs[1]) == "SUCCESS"
+        wait_for(lambda: new("dataset") == ["SUCCESS"], 300, "a run of the dataset")
+        assert new("catalog") == ["SUCCESS"]  # by watch_source, when it had seen the same twice
+        assert site.wait(site.launch("catalog")) == "SUCCESS"
         count = ticked(site)
         wait_for(lambda: ticked(site) >= count + 2, 60, "two ticks after the same catalog")
-        found = {key: run for key, run in all_runs(site).items() if key not in {*before, *catalogs}}
+        assert new("catalog") == ["SUCCESS", "SUCCESS"]
+        found = {key: run for key, run in all_runs(site).items() if key not in before and run[1] != {"catalog"}}
     shards = {home("cube.obj"), home("pole.obj")}
     assert sorted(found.values(), key=str) == sorted(
         [("SUCCESS", frozenset(SHARDED), shard) for shard in shards] + [("SUCCESS", frozenset({"dataset"}), None)],

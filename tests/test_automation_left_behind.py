@@ -26,9 +26,9 @@ class Watcher:
         context = dg.build_sensor_context(
             instance=self.automation.instance, cursor=self.cursor, definitions=self.automation.defs
         )
-        result = module.left_behind(context)
+        result = module.left_behind.evaluate_tick(context)
         self.cursor = result.cursor or self.cursor
-        self.said = result.skip_reason.skip_message if result.skip_reason else ""
+        self.said = result.skip_message or ""
         return {
             (asset.to_user_string(), request.partition_key)
             for request in result.run_requests

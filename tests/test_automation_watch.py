@@ -24,10 +24,10 @@ class Watch:
         """What one tick said."""
         with dg.DagsterInstance.ephemeral() as instance:
             context = dg.build_sensor_context(instance=instance, cursor=self.cursor, definitions=self.defs)
-            result = import_module("assets_defs.watch").watch_source(context)
+            result = import_module("assets_defs.watch").watch_source.evaluate_tick(context)
         self.cursor = result.cursor or self.cursor
         if not result.run_requests:
-            return result.skip_reason.skip_message
+            return result.skip_message
         (request,) = result.run_requests
         assert request.asset_selection == [dg.AssetKey("catalog")]
         return REQUESTED

@@ -100,20 +100,6 @@ def check(place, stage):
     return evaluation
 
 
-def requested(place, cursor):
-    """One tick of the automation: (asset, shard) requested, and the cursor for the next."""
-    result = dg.evaluate_automation_conditions(defs=place.defs, instance=place.instance, cursor=cursor)
-    found = set()
-    for one in result.results:
-        if one.true_subset.is_partitioned:
-            found |= {
-                (one.key.to_user_string(), shard) for shard in one.true_subset.expensively_compute_partition_keys()
-            }
-        elif one.true_subset.size:
-            found.add((one.key.to_user_string(), None))
-    return found, result.cursor
-
-
 def test_every_asset_says_what_it_is_who_owns_it_and_where_it_belongs(fresh):
     graph = fresh.defs.resolve_asset_graph()
     assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {*STAGES, "shard_manifest"}
@@ -290,45 +276,9 @@ def test_a_known_fault_stays_visible_while_other_shards_are_materialised(place):
     assert run("2").metadata["shards"].value == "2"
 
 
-def test_automation_requests_every_shard_once_then_only_what_changed(fresh, finished):
-    everything = {(stage, shard) for stage in SHARDED for shard in SHARDS}
-    found, cursor = requested(fresh, None)
-    assert found == set()
-    materialize(fresh.defs, fresh.instance, "catalog")
-    found, cursor = requested(fresh, cursor)
-    assert found == everything
-    shutil.copytree(finished.root / "store", fresh.root / "store", dirs_exist_ok=True)  # the runs below only report it
-    for shard in SHARDS:
-        materialize(fresh.defs, fresh.instance, *SHARDED, shard=shard)
-    found, cursor = requested(fresh, cursor)
-    assert found == {("dataset", None)}
-    materialize(fresh.defs, fresh.instance, "dataset")
-    materialize(fresh.defs, fresh.instance, "catalog")
-    found, cursor = requested(fresh, cursor)
-    assert found == set()
-
-    write_box(fresh.root / "objects" / "cube.obj", 9.0)
-    materialize(fresh.defs, fresh.instance, "catalog")
-    found, cursor = requested(fresh, cursor)
-    assert found == {(stage, "2") for stage in SHARDED}
-    materialize(fresh.defs, fresh.instance, *SHARDED, shard="2")
-    assert metadata(fresh.instance, "renders", "2")["computed"] == 1
-    found, cursor = requested(fresh, cursor)
-    assert found == {("dataset", None)}
-    materialize(fresh.defs, fresh.instance, "dataset")
-    found, cursor = requested(fresh, cursor)
-    assert found == set()
-
-
-def test_automation_switched_on_later_still_requests_what_was_never_made(fresh):
-    materialize(fresh.defs, fresh.instance, "catalog")
-    found, _ = requested(fresh, None)
-    assert {shard for stage, shard in found if stage == "downloads"} == set(SHARDS)
-
-
 def test_automation_conditions_can_be_kept_by_the_daemon(fresh):
     graph = fresh.defs.resolve_asset_graph()
-    for stage in (*SHARDED, "dataset"):
+    for stage in STAGES:
         assert graph.get(dg.AssetKey(stage)).automation_condition.is_serializable
 
 
