@@ -81,13 +81,7 @@ def collect(store: Store, grace_s: float, wait_s: float, *, dry_run: bool) -> li
 
 def collect_blobs(store: Store, grace_s: float, *, dry_run: bool) -> list[Removal]:
     """Remove blobs that no collection's downloads list."""
-    used: set[str] = set()
-    for path in store.root.glob(f"*/downloads/*/{manifest.NAME}"):
-        held = manifest.read(path.parent, "downloads", path.parent.name)
-        other = object.__new__(Store)  # another collection, whatever its number of shards
-        other.root, other.folder = store.root, path.parents[2]
-        for row in Store.read(other, held, ["files"]).values():
-            used |= {file["sha256"] for file in row["files"]}
+    used = used_blobs(store)
     found = []
     stale = [
         path for path in store.blobs.all() if path.name not in used and time.time() - path.stat().st_mtime >= grace_s
@@ -97,6 +91,18 @@ def collect_blobs(store: Store, grace_s: float, *, dry_run: bool) -> list[Remova
         if not dry_run:
             path.unlink(missing_ok=True)
     return found
+
+
+def used_blobs(store: Store) -> set[str]:
+    """sha256 of every file that the downloads of a collection of this store list."""
+    used: set[str] = set()
+    for path in store.root.glob(f"*/downloads/*/{manifest.NAME}"):
+        held = manifest.read(path.parent, "downloads", path.parent.name)
+        other = object.__new__(Store)  # another collection, whatever its number of shards
+        other.root, other.folder = store.root, path.parents[2]
+        for row in Store.read(other, held, ["files"]).values():
+            used |= {file["sha256"] for file in row["files"]}
+    return used
 
 
 def compact(store: Store, wait_s: float, *, dry_run: bool) -> list[tuple[str, str, int]]:

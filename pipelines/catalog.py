@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from gap3d import catalog, fingerprints
 from gap3d.annotations import annotation_tables
+from gap3d.archives import is_archive, unpacked
 from gap3d.parts import write_atomically
 from gap3d.records import Outcome, Status
 from gap3d.references import FILE_TYPES
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def source_folder(settings: Settings) -> Path:
-    """The folder that objects are read from; the bundled ones are written into the store first."""
+    """The folder that objects are read from; the bundled ones, and an archive's, are written into the store first."""
     if settings.source.kind == "samples":
         from gap3d.samples import write_samples  # trimesh takes a while, and only the bundled objects need it
 
@@ -42,8 +43,10 @@ def source_folder(settings: Settings) -> Path:
         write_samples(folder)
         return folder
     folder = (settings.source.path or Path()).expanduser().absolute()
+    if folder.is_file() and is_archive(folder):
+        return unpacked(folder, settings.store.expanduser().absolute(), settings.limits)
     if not folder.is_dir():
-        raise ValueError(f"source.path = {folder} is no folder: name the folder with the 3D files")
+        raise ValueError(f"source.path = {folder} is no folder and no archive: name the folder with the 3D files")
     return folder
 
 

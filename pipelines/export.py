@@ -8,6 +8,7 @@ from typing import Any
 from gap3d.parts import write_atomically
 from gap3d.records import Status
 from gap3d.store import Store
+from gap3d.takedown import note_export
 from gap3d.transforms import transforms
 from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
 from pipelines.progress import progress
@@ -32,6 +33,7 @@ def export(store: Store, folder: Path) -> tuple[int, int]:
     Returns:
         Numbers of objects and of pictures.
     """
+    note_export(store, folder)
     count, pictures = 0, 0
     total = sum(
         len({key.partition("/")[0] for key, row in store.manifest("renders", shard).rows.items() if row.part})

@@ -1,17 +1,49 @@
-"""gc: remove what no kept version refers to, and compact parts that are mostly dead."""
+"""gc: remove what no kept version refers to, compact parts that are mostly dead, and erase what the deny-list names."""
 
-from gap3d import gc
+from gap3d import gc, takedown
+from gap3d.records import SystemicFault
+from gap3d.settings import Settings
+from gap3d.store import ALL, Store
+from pipelines import dataset
 from pipelines.command import open_store, parse, parser, say, sentences
+
+
+def erase(store: Store, settings: Settings) -> list[str]:
+    """Erase what the deny-list names, without grace; lines that tell and prove it.
+
+    Raises:
+        ValueError: a stage has to run first.
+        SystemicFault: something is left of a denied object.
+    """
+    objects = takedown.denied(store)
+    if not objects:
+        return []
+    wait_s = settings.compute.lease_wait_s
+    done = takedown.rewrite(store, objects, wait_s)
+    if any(part.startswith("targets/") for part in done.parts) and store.manifest("dataset", ALL).complete:
+        dataset.run(settings)  # the index names the parts that hold its rows now
+    takedown.remove(store, done, wait_s)
+    left = takedown.traces(store, objects)
+    if left:
+        raise SystemicFault(f"{len(left)} traces of denied objects are left: {', '.join(left[:5])}")
+    return [
+        f"takedown: {len(objects)} objects denied; {len(done.parts)} parts and {len(done.files)} files erased",
+        *(f"  {name}" for name in done.parts),
+        *(f"  {path}" for path in done.files),
+        f"takedown: every part, table, page and export was read: nothing of {len(objects)} objects is left",
+    ]
 
 
 def main() -> None:
     """The program."""
     made = parser(__doc__ or "")
-    made.add_argument("--dry-run", action="store_true", help="only say what would go")
+    made.add_argument("--dry-run", action="store_true", help="only say what would go (takedowns: nothing is said)")
     made.add_argument("--grace-hours", type=float, default=24.0, help="keep what was replaced less than so long ago")
     known, settings = parse(made)
     with sentences(made):
         store = open_store(settings)
+        if not known.dry_run:
+            say(*erase(store, settings))
         for stage, shard, parts in gc.compact(store, settings.compute.lease_wait_s, dry_run=known.dry_run):
             say(f"compact {stage}/{shard}: {parts} parts into one")
         found = gc.collect(store, known.grace_hours * 3600, settings.compute.lease_wait_s, dry_run=known.dry_run)

@@ -154,3 +154,22 @@ def test_captions_and_scores_of_a_folder_come_by_the_bytes(tmp_path):
     store = open_store(settings)
     (row,) = store.read(store.manifest("catalog", "0")).values()
     assert row["captions"] == ["a box"] and row["aesthetic_score"] == 4.75
+
+
+def test_objects_of_an_archive_have_the_names_that_they_have_in_the_folder(tmp_path):
+    import shutil
+
+    from folders import write_box
+
+    for name in ("giraffe/giraffe_001.obj", "horse/horse_002.obj"):
+        write_box(tmp_path / "toys4k_blend_files" / name, 1.0)
+    archive = shutil.make_archive(str(tmp_path / "toys4k"), "zip", tmp_path, "toys4k_blend_files")
+    found = []
+    for path in (tmp_path / "toys4k_blend_files", archive):
+        source = {"kind": "folder", "path": path}
+        settings = Settings(store=tmp_path / "store", collection=f"c{len(found)}", source=source, catalog={"shards": 1})
+        catalog.run(settings)
+        store = open_store(settings)
+        held = store.manifest("catalog", "0")
+        found.append({key: (row["identifier"], row["sha256"]) for key, row in store.read(held).items()})
+    assert found[0] == found[1] and len(found[0]) == 2
