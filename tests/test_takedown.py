@@ -91,10 +91,10 @@ def read_all(store, held):
 def test_a_takedown_before_the_stages_ran_says_so_and_erases_nothing(made):
     from pipelines import catalog
 
-    _, after, key = made
+    _, after, _ = made
     catalog.run(after)
     store = open_store(after)
-    with pytest.raises(ValueError, match="still has 1 denied objects, .*: run `python -m pipelines.line`"):
+    with pytest.raises(ValueError, match=r"still has 1 denied objects, .*: run `python -m pipelines.line`"):
         gc.erase(store, after)
 
 
