@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help install demo ui test test-slow lint bench lock versions clean
+.PHONY: help install demo ui test test-slow smoke-online lint bench lock versions clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -31,6 +31,9 @@ test: install  ## the tests
 
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+smoke-online: install  ## with a network: 20 real objects of every source, and the real encoder
+	$(BIN)/python -m pipelines.smoke_online --preset paper --store data/smoke
 
 lint: install  ## style and types
 	$(BIN)/ruff check .

@@ -126,12 +126,19 @@ def refuse_unknown_environment() -> None:
 
 def resolved(settings: Settings) -> Settings:
     """Settings whose paths hold anywhere: neither a job nor a worker on another node runs in the caller's folder."""
-    absolute = {"store": settings.store.expanduser().absolute()}
-    paths = {name: getattr(settings.source, name) for name in ("path", "captions", "overrides")}
-    source = settings.source.model_copy(
-        update={n: p.expanduser().absolute() for n, p in paths.items() if p is not None}
-    )
-    return settings.model_copy(update={**absolute, "source": source})
+    sections = {name: anywhere(getattr(settings, name)) for name in Settings.model_fields}
+    return settings.model_copy(update=sections)
+
+
+def anywhere(value: Any) -> Any:
+    """The same with every path absolute, however deep it lies."""
+    if isinstance(value, Path):
+        return value.expanduser().absolute()
+    if isinstance(value, tuple):
+        return tuple(anywhere(each) for each in value)
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: anywhere(getattr(value, name)) for name in type(value).model_fields})
+    return value
 
 
 def open_store(settings: Settings) -> Store:

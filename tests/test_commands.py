@@ -36,6 +36,7 @@ STAGES = [
     "previews",
     "image_text",
     "coco",
+    "smoke_online",
 ]
 
 
