@@ -81,7 +81,8 @@ def reader(path: Path) -> str:
     """The SQL expression that reads a CSV or Parquet file."""
     if path.suffix == ".parquet":
         return f"read_parquet({literal(str(path))})"
-    return f"read_csv({literal(str(path))}, all_varchar=true, header=true, max_line_size={CAPTION_BYTES})"
+    shape = f"all_varchar=true, header=true, delim=',', quote='\"', escape='\"', max_line_size={CAPTION_BYTES}"
+    return f"read_csv({literal(str(path))}, {shape})"
 
 
 def columns_of(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from gap3d.annotations import checked, literal, table_sql
 from gap3d.catalog import parse_captions
 from gap3d.denials import matches, read_denials
-from gap3d.records import Status
+from gap3d.records import Status, SystemicFault
 from gap3d.references import FILE_TYPES
 from gap3d.schemas import LEFT_OUT
 from gap3d.settings import CatalogSettings
@@ -146,8 +146,18 @@ class Selection:
         self.connection.close()
 
     def run(self, sql: str) -> duckdb.DuckDBPyConnection:
-        """Execute."""
-        return self.connection.execute(sql)
+        """Execute.
+
+        Raises:
+            ValueError: a table is damaged.
+            SystemicFault: the disk is full, or the machine has too little memory.
+        """
+        try:
+            return self.connection.execute(sql)
+        except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
+            raise ValueError(f"a table can't be read: {' '.join(str(error).split())[:400]}") from error
+        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+            raise SystemicFault(f"selecting from the tables: {' '.join(str(error).split())[:400]}") from error
 
     def take_files(self, tables: Sequence[Path]) -> None:
         """Decide over the rows of annotation files."""

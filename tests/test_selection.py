@@ -282,3 +282,37 @@ def test_equal_files_of_a_folder_are_two_objects(tmp_path):
     selection.take_table(table)
     assert sum(len(taken) for _, taken in selection.admitted()) == 2
     selection.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b'fileIdentifier,sha256\n"never closed,aa\n',
+        b"fileIdentifier,sha256\na,b,c,d\n",
+        b"fileIdentifier,sha256\nna\xefve.obj,aa\n",
+        b"\x00\x01\x02",
+        b"",
+    ],
+)
+def test_a_damaged_table_is_a_sentence(tmp_path, damage):
+    table = tmp_path / "rows.csv"
+    table.write_bytes(damage)
+    with pytest.raises(ValueError, match=r"can't be read|has no column"):
+        select(tmp_path, [table], CatalogSettings(shards=2))
+
+
+def test_a_cut_off_parquet_file_is_a_sentence(tmp_path):
+    table = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(annotations(50)), table)
+    table.write_bytes(table.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"rows\.parquet can't be read"):
+        select(tmp_path, [table], CatalogSettings(shards=2))
+
+
+def test_cells_may_hold_quotes_commas_and_lines(tmp_path):
+    row = {"fileIdentifier": 'https://sketchfab.com/3d-models/a,"b"\nc', "sha256": sha("a"), "fileType": "glb"}
+    table = write_csv(tmp_path / "rows.csv", [row])
+    told = [{"sha256": sha("a"), "captions": json.dumps(['a, "b"', "two\nlines"])}]
+    taken, _, _ = select(tmp_path, [table], CatalogSettings(shards=1), [write_csv(tmp_path / "told.csv", told)])
+    assert taken[0]["identifier"] == row["fileIdentifier"] and taken[0]["source"] == "sketchfab"
+    assert sorted(parse_captions(taken[0]["captions"])) == sorted(json.loads(told[0]["captions"]))
