@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from gap3d import temporary
@@ -32,15 +33,37 @@ class OtherBytes(Exception):
     """A file is not what it was said to be; it is not taken in."""
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A file that is held.
+
+    Attributes:
+        name: its sha256.
+        place: where it lies, for a person.
+        bytes: its size.
+        modified: when it was last wanted, in seconds of the epoch.
+    """
+
+    name: str
+    place: str
+    bytes: int
+    modified: float
+
+
 class Blobs:
-    """Content-addressed files below ``<store>/blobs``."""
+    """Content-addressed files below a folder, ``<store>/blobs`` unless the settings say otherwise."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.place = str(root)
 
     def path(self, sha256: str) -> Path:
         """Where the bytes with this digest lie."""
         return self.root / sha256[:2] / sha256
+
+    def holds(self, sha256: str) -> bool:
+        """Whether the file is there."""
+        return self.path(sha256).exists()
 
     def add(self, source: Path, expected: str = "") -> tuple[str, int]:
         """Copy a file in; returns (sha256, bytes). The digest is that of the bytes copied.
@@ -83,11 +106,29 @@ class Blobs:
         for path, sha256 in files.items():
             target = tree / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.path(sha256), target)
+            self.fetch(sha256, target)
             if sha256_of(target) != sha256:
-                self.path(sha256).unlink()  # damaged on the disk: the next run of downloads brings it again
-                raise FileNotFoundError(errno.ENOENT, "damaged, and removed", str(self.path(sha256)))
+                self.remove(sha256)  # damaged where it lies: the next run of downloads brings it again
+                raise FileNotFoundError(errno.ENOENT, "damaged, and removed", f"{self.place}/{sha256[:2]}/{sha256}")
             target.chmod(0o444)
+
+    def fetch(self, sha256: str, target: Path) -> None:
+        """Copy a file out, as it is.
+
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        shutil.copyfile(self.path(sha256), target)
+
+    def remove(self, sha256: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        self.path(sha256).unlink(missing_ok=True)
+
+    def entries(self) -> Iterator[Entry]:
+        """Every file."""
+        for path in self.all():
+            stat = path.stat()
+            yield Entry(path.name, str(path), stat.st_size, stat.st_mtime)
 
     def all(self) -> Iterator[Path]:
         """Every blob."""

@@ -26,7 +26,7 @@ SCHEMAS = {"catalog": CATALOG, "downloads": DOWNLOADS, "views": VIEWS, "renders"
 class Removal:
     """A file that nothing refers to."""
 
-    path: Path
+    place: str
     bytes: int
 
 
@@ -60,7 +60,7 @@ def collect(store: Store, grace_s: float, wait_s: float, *, dry_run: bool) -> li
         with lease(folder, wait_s):
             held = store.manifest(held.stage, held.shard)
             for path in leftovers(folder, held):
-                found.append(Removal(path, path.stat().st_size))
+                found.append(Removal(str(path), path.stat().st_size))
                 if not dry_run:
                     path.unlink()
             for part, when in held.retired.items():
@@ -68,7 +68,7 @@ def collect(store: Store, grace_s: float, wait_s: float, *, dry_run: bool) -> li
                 age = time.time() - datetime.strptime(when, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
                 if age < grace_s or (held.stage, held.shard, part) in kept or not path.exists():
                     continue
-                found.append(Removal(path, path.stat().st_size))
+                found.append(Removal(str(path), path.stat().st_size))
                 if not dry_run:
                     path.unlink()
             gone = {part for part in held.retired if not (folder / part).exists()}
@@ -83,11 +83,13 @@ def collect_blobs(store: Store, grace_s: float, *, dry_run: bool) -> list[Remova
     """Remove blobs that no collection's downloads list."""
     used = used_blobs(store)
     found = []
-    stale = [
-        path for path in store.blobs.all() if path.name not in used and time.time() - path.stat().st_mtime >= grace_s
-    ]
-    for path in [*stale, *store.blobs.leftovers()]:
-        found.append(Removal(path, path.stat().st_size))
+    for entry in store.blobs.entries():
+        if entry.name not in used and time.time() - entry.modified >= grace_s:
+            found.append(Removal(entry.place, entry.bytes))
+            if not dry_run:
+                store.blobs.remove(entry.name)
+    for path in store.blobs.leftovers():
+        found.append(Removal(str(path), path.stat().st_size))
         if not dry_run:
             path.unlink(missing_ok=True)
     return found

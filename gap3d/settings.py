@@ -361,6 +361,10 @@ class Settings(BaseSettings):
 
     store: Path = Path("data/store")
     """Root of the store."""
+    blobs: str = ""
+    """Where the objects' own files lie: a folder or any fsspec URL (s3://bucket/blobs), of this store alone.
+
+    Default: blobs in the store."""
     collection: str = Field(default="demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """A catalog with its view protocol."""
     source: SourceSettings = SourceSettings()

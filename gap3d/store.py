@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gap3d import fingerprints, manifest
-from gap3d.blobs import Blobs
 from gap3d.lease import NAME as LEASE
 from gap3d.lease import OWNER, lease
 from gap3d.manifest import LedgerRow, Manifest
 from gap3d.parts import TEMPORARY, PartWriter, name_of, publish, read_rows, write_atomically
 from gap3d.records import Outcome, SystemicFault
+from gap3d.remote import blobs_at
 from gap3d.schemas import LEFT_OUT, StageSchema
 from gap3d.settings import ComputeSettings, Limits
 from gap3d.signals import unbroken
@@ -47,17 +47,18 @@ class Store:
         root: the store's folder.
         collection: a catalog with its view protocol.
         shards: number of shards, fixed when the collection is made.
+        blobs: folder or fsspec URL of the objects' own files; empty takes ``<root>/blobs``.
 
     Raises:
         ValueError: the collection was made with another number of shards.
     """
 
-    def __init__(self, root: Path, collection: str, shards: int) -> None:
+    def __init__(self, root: Path, collection: str, shards: int, blobs: str = "") -> None:
         self.root = root.expanduser().absolute()
         self.collection = collection
         self.folder = self.root / collection
         self.shards = fingerprints.shard_keys(shards)
-        self.blobs = Blobs(self.root / "blobs")
+        self.blobs = blobs_at(blobs or str(self.root / "blobs"))
         head = self.folder / "collection.json"
         if not head.exists():
             write_atomically(head, json.dumps({"shards": shards, "schema_version": 1}).encode())
@@ -69,7 +70,7 @@ class Store:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Store, (self.root, self.collection, len(self.shards)))
+        return (Store, (self.root, self.collection, len(self.shards), self.blobs.place))
 
     def shard(self, stage: str, shard: str) -> Path:
         """Folder of one shard of a stage."""

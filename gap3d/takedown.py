@@ -34,7 +34,7 @@ class Erased:
 
     objects: Mapping[str, str]
     parts: list[str] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
 
 def denied(store: Store) -> dict[str, str]:
@@ -111,15 +111,19 @@ def remove(store: Store, done: Erased, wait_s: float) -> None:
                 kept = {part: when for part, when in held.retired.items() if part not in names}
                 manifest.write(folder, replace(held, retired=kept))
     used = gc.used_blobs(store)
-    done.files += [path for digest in digests - used if (path := store.blobs.path(digest)).exists()]
-    done.files += [path for path in (store.folder / "reports").glob("**/*") if path.is_file()] if done.parts else []
-    for path in done.files:
-        path.unlink()
+    for entry in list(store.blobs.entries()) if digests - used else []:
+        if entry.name in digests - used:
+            store.blobs.remove(entry.name)
+            done.files.append(entry.place)
+    for path in list((store.folder / "reports").glob("**/*")) if done.parts else []:
+        if path.is_file():
+            path.unlink()
+            done.files.append(str(path))
     for folder in exports(store):
         for place in (folder / key for key in done.objects):
             if (place / "transforms.json").exists():
                 shutil.rmtree(place)
-                done.files.append(place)
+                done.files.append(str(place))
 
 
 def files_of(part: Path, objects: Mapping[str, str]) -> set[str]:

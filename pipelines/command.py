@@ -127,6 +127,8 @@ def refuse_unknown_environment() -> None:
 def resolved(settings: Settings) -> Settings:
     """Settings whose paths hold anywhere: neither a job nor a worker on another node runs in the caller's folder."""
     sections = {name: anywhere(getattr(settings, name)) for name in Settings.model_fields}
+    if settings.blobs and "://" not in settings.blobs:
+        sections["blobs"] = str(Path(settings.blobs).expanduser().absolute())
     return settings.model_copy(update=sections)
 
 
@@ -143,7 +145,7 @@ def anywhere(value: Any) -> Any:
 
 def open_store(settings: Settings) -> Store:
     """The store that the settings name."""
-    return Store(settings.store, settings.collection, settings.catalog.shards)
+    return Store(settings.store, settings.collection, settings.catalog.shards, settings.blobs)
 
 
 def parser(description: str) -> argparse.ArgumentParser:

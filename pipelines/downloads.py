@@ -16,12 +16,12 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
     sys.path.pop(0)
 
 from gap3d import fingerprints, temporary
-from gap3d.blobs import Blobs
 from gap3d.bundles import bundle
 from gap3d.manifest import Manifest
 from gap3d.politeness import Turns
 from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.references import closure
+from gap3d.remote import blobs_at
 from gap3d.schemas import DOWNLOADS
 from gap3d.settings import Limits, Origin, Settings
 from pipelines import catalog
@@ -46,7 +46,7 @@ class Copier:
     """The worker: copies an object's files from a folder into content-addressed storage."""
 
     root: Path
-    blobs: Path
+    blobs: str
     limits: Limits
 
     def process(self, payload: Mapping[str, Any]) -> list[Outcome]:
@@ -69,7 +69,7 @@ class Copier:
     def fetch(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """Copy and check; the row's columns."""
         found = closure(self.root, payload["identifier"])
-        return bundle(self.root, found, payload, Blobs(self.blobs), self.limits, OTHERWISE)
+        return bundle(self.root, found, payload, blobs_at(self.blobs), self.limits, OTHERWISE)
 
     def probe(self) -> None:
         """The source folder is there."""
@@ -125,7 +125,7 @@ def make_job(settings: Settings) -> Job:
                 and not known.origin
                 and known.status in (Status.MISSING, Status.HASH_MISMATCH)
             )
-            stands = not absent and all(store.blobs.path(file["sha256"]).exists() for file in files)
+            stands = not absent and all(store.blobs.holds(file["sha256"]) for file in files)
             made.append(Row(stage=STAGE, key=key, inputs=inputs | conditions, stands=stands, payload=payload))
         return made
 
@@ -137,11 +137,11 @@ def make_job(settings: Settings) -> Job:
     network, workers = settings.network, settings.compute.workers
     if local:
         factory: Callable[[], Worker] = partial(
-            Copier, catalog.source_folder(settings), store.blobs.root, settings.limits
+            Copier, catalog.source_folder(settings), store.blobs.place, settings.limits
         )
     else:
         workers = min(workers, network.per_host * HOSTS)  # more of them would only stand in line
-        factory = partial(fetcher, settings, store.root, os.environ.get("HF_ENDPOINT", ""))
+        factory = partial(fetcher, settings, store.root, store.blobs.place, os.environ.get("HF_ENDPOINT", ""))
     return Job(
         stages=(STAGE,),
         schema={STAGE: DOWNLOADS},
@@ -155,10 +155,10 @@ def make_job(settings: Settings) -> Job:
     )
 
 
-def fetcher(settings: Settings, store: Path, endpoint: str) -> Worker:
+def fetcher(settings: Settings, store: Path, blobs: str, endpoint: str) -> Worker:
     """A worker for the network, in the process that it will work in."""
     desk: Any = Shared(Turns) if settings.compute.workers else Turns()
-    return Fetcher(settings, store, endpoint, desk)
+    return Fetcher(settings, store, blobs, endpoint, desk)
 
 
 def fetch_items(shard: str, todo: list[Row]) -> list[Item]:

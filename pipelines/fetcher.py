@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from gap3d import hub, lfs, origins
-from gap3d.blobs import Blobs
 from gap3d.bundles import bundle
 from gap3d.http import Denied, Web, host_of
 from gap3d.hub import Hub
 from gap3d.politeness import Desk, Politeness, Quiet, Turn
 from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.references import Closure, closure
+from gap3d.remote import blobs_at
 from gap3d.repository import Repository
 from gap3d.settings import Settings
 from gap3d.temporary import TemporaryFolder
@@ -35,15 +35,16 @@ class Fetcher:
     Args:
         settings: limits, and how the internet is asked.
         store: root of the store.
+        blobs: where files by content lie.
         endpoint: the hub's address; empty takes the public one.
         desk: hands out the turns at hosts.
     """
 
-    def __init__(self, settings: Settings, store: Path, endpoint: str, desk: Desk) -> None:
+    def __init__(self, settings: Settings, store: Path, blobs: str, endpoint: str, desk: Desk) -> None:
         self.settings, self.limits, self.network = settings, settings.limits, settings.network
         self.scratch = store / SCRATCH
         self.scratch.mkdir(parents=True, exist_ok=True)
-        self.blobs = Blobs(store / "blobs")
+        self.blobs = blobs_at(blobs)
         self.politeness = Politeness(desk, settings.network)
         self.web = Web(self.politeness)
         self.hub = Hub(self.web, store / KEPT, settings.source.sketchfab_revision, endpoint)

@@ -48,7 +48,7 @@ def main() -> None:
             say(f"compact {stage}/{shard}: {parts} parts into one")
         found = gc.collect(store, known.grace_hours * 3600, settings.compute.lease_wait_s, dry_run=known.dry_run)
         for removal in found:
-            say(f"remove {removal.path.relative_to(store.root)} ({removal.bytes} bytes)")
+            say(f"remove {removal.place.removeprefix(f'{store.root}/')} ({removal.bytes} bytes)")
         verb = "would free" if known.dry_run else "freed"
         say(f"{verb} {sum(removal.bytes for removal in found) / 1e6:.1f} MB in {len(found)} files")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
-from gap3d.blobs import Blobs
 from gap3d.embree import require_embree
 from gap3d.records import Failure, Outcome, Status, SystemicFault
+from gap3d.remote import blobs_at
 from gap3d.settings import Settings
 from gap3d.store import free_bytes
 from gap3d.temporary import TemporaryFolder
@@ -35,10 +35,10 @@ class Renderer:
         SystemicFault: Blender or Embree is not there.
     """
 
-    def __init__(self, settings: Settings, blobs: Path) -> None:
+    def __init__(self, settings: Settings, blobs: str) -> None:
         require_embree()
         self.settings = settings
-        self.blobs = Blobs(blobs)
+        self.blobs = blobs_at(blobs)
         self.scratch = TemporaryFolder(Path(gettempdir()), SCRATCH)
         self.trees = self.scratch.path / "trees"
         self.trees.mkdir()

@@ -146,7 +146,7 @@ def make_job(settings: Settings, stages: Sequence[str] = STAGES) -> Job:
         schema=SCHEMAS,
         rows=rows,
         items=items,
-        factory=partial(Renderer, settings, store.blobs.root),
+        factory=partial(Renderer, settings, store.blobs.place),
         resources=Resources(
             compute.workers, cpus=float(settings.renders.threads), gpus=gpus, custom=compute.render_resources
         ),

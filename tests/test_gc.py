@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from stores import PLAIN, TOGETHER, only_part, values, write, write_targets
@@ -45,7 +46,7 @@ def test_a_dry_gc_tells_and_touches_nothing(store):
     told = gc.collect(store, 0, 0, dry_run=True)
     assert gc.compact(store, 0, dry_run=True) == [("plain", "0", 9)]
     assert files_of(store) == before
-    assert {removal.path for removal in gc.collect(store, 0, 0, dry_run=False)} == {removal.path for removal in told}
+    assert {removal.place for removal in gc.collect(store, 0, 0, dry_run=False)} == {removal.place for removal in told}
     assert len(told) == 10
 
 
@@ -73,13 +74,13 @@ def test_gc_keeps_the_parts_that_the_dataset_index_refers_to(store):
     write_index(store, old, range(2))
     write_targets(store, range(10, 13))
     (gone,) = gc.collect(store, 0, 0, dry_run=False)
-    assert gone.path.name == old.rows["2/000"].part
+    assert Path(gone.place).name == old.rows["2/000"].part
     folder = store.shard("targets", "0")
     for number in range(2):
         row = old.rows[f"{number}/000"]
         assert read_rows(folder / row.part, [row.part_row], ["key"]).column("key").to_pylist() == [row.key]
     write_index(store, store.manifest("targets", "0"), range(10, 13))
-    freed = {removal.path.name for removal in gc.collect(store, 0, 0, dry_run=False)}
+    freed = {Path(removal.place).name for removal in gc.collect(store, 0, 0, dry_run=False)}
     assert {old.rows[f"{number}/000"].part for number in range(2)} <= freed
 
 
@@ -108,7 +109,7 @@ def test_gc_never_touches_another_collections_files(store, tmp_path):
     assert stray == theirs
     (tmp_path / "source").write_bytes(b"nobody's")
     nobodys = store.blobs.path(store.blobs.add(tmp_path / "source")[0])
-    assert [removal.path for removal in gc.collect(store, 0, 0, dry_run=False)] == [nobodys]
+    assert [removal.place for removal in gc.collect(store, 0, 0, dry_run=False)] == [str(nobodys)]
     assert mine.exists() and theirs.exists() and part.exists()
 
 
@@ -116,7 +117,7 @@ def test_a_file_that_is_stored_again_gets_its_grace_again(store, tmp_path):
     (tmp_path / "source").write_bytes(b"of a run that has not committed its row yet")
     blob = store.blobs.path(store.blobs.add(tmp_path / "source")[0])
     os.utime(blob, (0, 0))
-    assert [removal.path for removal in gc.collect(store, 60, 0, dry_run=True)] == [blob]
+    assert [removal.place for removal in gc.collect(store, 60, 0, dry_run=True)] == [str(blob)]
     store.blobs.add(tmp_path / "source")
     assert gc.collect(store, 60, 0, dry_run=True) == []
 
