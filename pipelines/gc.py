@@ -20,8 +20,8 @@ def erase(store: Store, settings: Settings) -> list[str]:
         return []
     wait_s = settings.compute.lease_wait_s
     done = takedown.rewrite(store, objects, wait_s)
-    if any(part.startswith("targets/") for part in done.parts) and store.manifest("dataset", ALL).complete:
-        dataset.run(settings)  # the index names the parts that hold its rows now
+    if store.manifest(dataset.STAGE, ALL).complete:
+        dataset.run(settings)  # the index names the parts that hold its rows now, also where a kill came between
     takedown.remove(store, done, wait_s)
     left = takedown.traces(store, objects)
     if left:

@@ -8,7 +8,7 @@ from folders import run_line, small, write_objects
 
 from gap3d.catalog import object_id_of
 from gap3d.parts import read_rows
-from gap3d.takedown import denied, traces
+from gap3d.takedown import denied, rewrite, traces
 from pipelines import gc, previews
 from pipelines.command import open_store
 from pipelines.export import export
@@ -82,6 +82,18 @@ def test_what_others_hold_is_untouched_and_a_later_run_finds_nothing_to_do(made)
         assert read_rows(part, [row["target_row"]], ["key"])["key"][0].as_py() == row["key"]
     assert gc.erase(store, after)[-1].startswith("takedown: every part")
     assert key not in (store.folder / "attribution.csv").read_text()
+
+
+def test_a_takedown_that_was_killed_half_way_is_ended_by_the_next_gc(made):
+    _, after, _ = made
+    run_line(after)
+    store = open_store(after)
+    rewrite(store, denied(store), 0.0)  # and then nothing: the index still names the parts that are to go
+    gc.erase(store, after)
+    for row in store.read(store.manifest("dataset", "all")).values():
+        assert (store.shard("targets", row["target_shard"]) / row["target_part"]).exists()
+    again = run_line(after)
+    assert {stage: again.count("computed", stage) for stage in again.stages()} == dict.fromkeys(again.stages(), 0)
 
 
 def read_all(store, held):
