@@ -103,7 +103,9 @@ def test_pauses_grow_up_to_the_longest_and_are_not_all_the_same():
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("per_host", "rate", "together"), [pytest.param(1, 8.0, 1, marks=pytest.mark.slow), (2, 100.0, 2)])
+@pytest.mark.parametrize(
+    ("per_host", "rate", "together"), [pytest.param(1, 8.0, 1, marks=pytest.mark.slow), (2, 100.0, 2)]
+)
 def test_two_workers_of_a_cluster_ask_a_host_as_politely_as_one(tmp_path, per_host, rate, together):
     site = Site({f"/{index}.glb": b"%d" % index for index in range(24)}, work_s=0.1)
     with serving(site):
