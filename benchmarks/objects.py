@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import psutil
 
-from gap3d import catalog, images, schemas, tokens
+from gap3d import catalog, schemas
+from gap3d.features import images, tokens
 from gap3d.records import Outcome, Status
 from gap3d.settings import ComputeSettings, Limits, RenderSettings, Settings, TargetSettings
 from gap3d.store import Store

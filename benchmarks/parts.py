@@ -16,8 +16,9 @@ from tempfile import mkdtemp
 import numpy as np
 import torch
 
-from gap3d import schemas, tokens
+from gap3d import schemas
 from gap3d.dataset import read_targets
+from gap3d.features import tokens
 from gap3d.records import Outcome
 from gap3d.settings import ComputeSettings, Limits
 from gap3d.store import Store

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.persistence import files
 from gap3d.cameras import look_at_origin
-from gap3d.images import decode_png, without_alpha
+from gap3d.features.images import decode_png, without_alpha
 from gap3d.records import Failure
 from gap3d.settings import Limits, RenderSettings
 from pipelines.command import load_settings

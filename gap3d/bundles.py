@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gap3d import fingerprints, lfs
+from gap3d import fingerprints
 from gap3d.blobs import Blobs, OtherBytes
+from gap3d.network import lfs
 from gap3d.records import Failure, Status
 from gap3d.references import Closure
 from gap3d.settings import Limits

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from gap3d.features.tokens import unpack
 from gap3d.store import Store
-from gap3d.tokens import unpack
 
 PAGE_HEADER = 128  # bytes; a page's header is some 30 bytes, a second page would bring a second one
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gap3d.images import decode_png
+from gap3d.features.images import decode_png
 from gap3d.settings import Action, QualitySettings
 
 GATES = ("all_black", "one_colour", "cut_off", "coverage", "missing_textures", "duplicate_view")

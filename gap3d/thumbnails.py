@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gap3d.depth import decode_depth
-from gap3d.images import decode_png
+from gap3d.features.images import decode_png
 
 QUALITY = 76
 # Viridis, dark to bright, at even steps.

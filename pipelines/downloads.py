@@ -18,7 +18,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
 from gap3d import fingerprints, temporary
 from gap3d.bundles import bundle
 from gap3d.manifest import Manifest
-from gap3d.politeness import Turns
+from gap3d.network.politeness import Turns
 from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.references import closure
 from gap3d.remote import blobs_at

@@ -7,15 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gap3d import hub, lfs, origins
 from gap3d.bundles import bundle
-from gap3d.http import Denied, Web, host_of
-from gap3d.hub import Hub
-from gap3d.politeness import Desk, Politeness, Quiet, Turn
+from gap3d.network import hub, lfs, origins
+from gap3d.network.http import Denied, Web, host_of
+from gap3d.network.hub import Hub
+from gap3d.network.politeness import Desk, Politeness, Quiet, Turn
+from gap3d.network.repository import Repository
 from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.references import Closure, closure
 from gap3d.remote import blobs_at
-from gap3d.repository import Repository
 from gap3d.settings import Settings
 from gap3d.temporary import TemporaryFolder
 

@@ -14,10 +14,10 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
 
 from gap3d import fingerprints
 from gap3d.blobs import sha256_of
-from gap3d.http import Web
-from gap3d.image_text import ImageText, Tar
 from gap3d.manifest import Manifest
-from gap3d.politeness import Desk, Politeness, Quiet, Turns
+from gap3d.network.http import Web
+from gap3d.network.image_text import ImageText, Tar
+from gap3d.network.politeness import Desk, Politeness, Quiet, Turns
 from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.schemas import IMAGE_TEXT
 from gap3d.settings import Limits, Settings

@@ -10,13 +10,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from gap3d.encoders import load_encoder
-from gap3d.images import to_pixels
+from gap3d.features.encoders import load_encoder
+from gap3d.features.images import to_pixels
+from gap3d.features.tokens import targets_from_prenorm
 from gap3d.records import Status
 from gap3d.schemas import STAGES
 from gap3d.settings import Origin, Settings
 from gap3d.store import ALL, Store
-from gap3d.tokens import targets_from_prenorm
 from pipelines import line
 from pipelines.command import open_store, parse, parser, say, sentences
 

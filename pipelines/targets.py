@@ -15,13 +15,13 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
     sys.path.pop(0)
 
 from gap3d import fingerprints, schemas
-from gap3d.encoders import Encoder, identity, layout_of, load_encoder
-from gap3d.images import to_pixels
+from gap3d.features.encoders import Encoder, identity, layout_of, load_encoder
+from gap3d.features.images import to_pixels
+from gap3d.features.tokens import pack
 from gap3d.manifest import Manifest
 from gap3d.parts import read_rows
 from gap3d.records import Failure, Outcome, Status
 from gap3d.settings import Settings
-from gap3d.tokens import pack
 from pipelines.cluster import Resources
 from pipelines.command import open_store, stage_main
 from pipelines.job import Item, Job, Row, passed_on, require_complete

@@ -11,7 +11,7 @@ from networked import write_catalog as write
 from processes import alive, end, mentioning, wait_for
 from repositories import Origin, configure
 
-from gap3d.politeness import discreet
+from gap3d.network.politeness import discreet
 
 TOKEN = "hf_never_to_be_seen"
 OBJ = b"mtllib look.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"

@@ -9,7 +9,7 @@ from hostile_server import Site, serving
 from networked import blob_url, contents, fetch, ledger, listed, settings_of, sha256, statuses, stray, write_catalog
 from repositories import Origin, configure, fetches, git
 
-from gap3d import lfs
+from gap3d.network import lfs
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 OBJ = b"mtllib %s\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"

@@ -8,7 +8,7 @@ import pytest
 from hostile_server import Site, serving
 from networked import contents, fetch, ledger, listed, settings_of, sha256, statuses, stray, write_catalog
 
-from gap3d import origins
+from gap3d.network import origins
 from gap3d.records import SystemicFault
 
 BODY = bytes(range(256)) * 512

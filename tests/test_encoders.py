@@ -11,10 +11,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from gap3d.encoders import UNTRAINED, Encoder, from_hub_state_dict, identity, layout_of, load_encoder, weights_hash
+from gap3d.features.encoders import (
+    UNTRAINED,
+    Encoder,
+    from_hub_state_dict,
+    identity,
+    layout_of,
+    load_encoder,
+    weights_hash,
+)
+from gap3d.features.tokens import targets_from_prenorm
 from gap3d.records import SystemicFault
 from gap3d.settings import TargetSettings
-from gap3d.tokens import targets_from_prenorm
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "dinov2_reg_small.safetensors"
 SMALL = TargetSettings(encoder="random-small", image_size=70)
@@ -106,7 +114,7 @@ def test_a_filled_up_pass_changes_nothing(small, monkeypatch):
     """The path of a GPU, with its full passes, on the CPU."""
     batch = pixels(5)
     alone = small.encode(batch)
-    monkeypatch.setattr("gap3d.encoders.CPU_PASS", 4)
+    monkeypatch.setattr("gap3d.features.encoders.CPU_PASS", 4)
     torch.testing.assert_close(small.encode(batch), alone, atol=1e-5, rtol=0)
     assert torch.equal(small.encode(batch)[4], small.encode(batch[4:])[0])
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gap3d.images import (
+from gap3d.features.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     decode_png,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networked import listed, program, settings_of, sha256, statuses, write_catalog
 
-from gap3d.politeness import LINE_S, Politeness, Quiet, Trouble, Turns
+from gap3d.network.politeness import LINE_S, Politeness, Quiet, Trouble, Turns
 from gap3d.records import Failure
 from gap3d.settings import NetworkSettings
 

@@ -10,7 +10,7 @@ from test_line import object_id, rows
 
 from gap3d.cameras import Camera
 from gap3d.depth import decode_depth
-from gap3d.images import decode_png
+from gap3d.features.images import decode_png
 from gap3d.records import Status
 from pipelines import catalog, downloads, rendering
 from pipelines.command import open_store

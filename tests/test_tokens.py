@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gap3d.tokens import TokenLayout, pack, targets_from_prenorm, unpack
+from gap3d.features.tokens import TokenLayout, pack, targets_from_prenorm, unpack
 
 LAYOUT = TokenLayout(registers=4, grid=(3, 5), width=8)
 

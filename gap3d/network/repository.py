@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from gap3d import lfs
-from gap3d.git import Git, Refused
-from gap3d.politeness import Turn
+from gap3d.network import lfs
+from gap3d.network.git import Git, Refused
+from gap3d.network.politeness import Turn
 from gap3d.records import Failure, Status
 from gap3d.references import READERS, Closure, closure
 from gap3d.settings import Limits, NetworkSettings

@@ -12,7 +12,7 @@ from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.utils import get_token_to_send
 
 from gap3d import temporary
-from gap3d.http import Web, host_of
+from gap3d.network.http import Web, host_of
 from gap3d.parts import fsync_path
 from gap3d.records import Failure, Status, SystemicFault
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from gap3d.politeness import Trouble, Turn, discreet
+from gap3d.network.politeness import Trouble, Turn, discreet
 from gap3d.records import Failure, Status, SystemicFault
 from gap3d.settings import NetworkSettings
 

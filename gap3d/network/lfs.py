@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gap3d.blobs import sha256_of
-from gap3d.git import Git, Refused
-from gap3d.politeness import Trouble, Turn
+from gap3d.network.git import Git, Refused
+from gap3d.network.politeness import Trouble, Turn
 from gap3d.records import Failure, Status
 
 BEGINNING = b"version https://git-lfs.github.com/spec/"

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gap3d import images
+from gap3d.features import images
+from gap3d.features.tokens import TORCH_DTYPES, TokenLayout, targets_from_prenorm
 from gap3d.parts import write_atomically
 from gap3d.records import SystemicFault
 from gap3d.settings import TargetSettings
-from gap3d.tokens import TORCH_DTYPES, TokenLayout, targets_from_prenorm
 
 if TYPE_CHECKING:  # seconds to import, and a run with nothing to encode needs none of it
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel

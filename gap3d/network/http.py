@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from gap3d.politeness import Politeness, Trouble, Turn, discreet
+from gap3d.network.politeness import Politeness, Trouble, Turn, discreet
 from gap3d.records import Failure, Status
 from gap3d.settings import NetworkSettings
 

@@ -17,10 +17,10 @@ from huggingface_hub.utils import get_token_to_send
 
 from gap3d.blobs import sha256_of
 from gap3d.fingerprints import digest_of
-from gap3d.http import Transfer, Web, host_of, judge, words_of
-from gap3d.hub import LOGIN
+from gap3d.network.http import Transfer, Web, host_of, judge, words_of
+from gap3d.network.hub import LOGIN
+from gap3d.network.politeness import Trouble, Turn
 from gap3d.parts import fsync_path
-from gap3d.politeness import Trouble, Turn
 from gap3d.records import Failure, Status, SystemicFault
 from gap3d.tars import git_digest
 from gap3d.temporary import hold

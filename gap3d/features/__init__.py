@@ -1,0 +1,1 @@
+"""What the feature is: pixels, encoders, tokens (specification 3)."""
