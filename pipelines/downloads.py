@@ -180,8 +180,12 @@ def run(settings: Settings, shards: Sequence[str]) -> Report:
     """Bring these shards up to date."""
     store = open_store(settings)
     store.blobs.sweep()
-    temporary.sweep(store.root / SCRATCH, f"{KIND}-*")
-    return run_job(make_job(settings), store, settings, shards)
+    leftovers = store.root / SCRATCH, f"{KIND}-*"
+    temporary.sweep(*leftovers)
+    try:
+        return run_job(make_job(settings), store, settings, shards)
+    finally:
+        temporary.sweep(*leftovers)  # of a worker that was killed in this run, after which no other came
 
 
 if __name__ == "__main__":

@@ -164,8 +164,12 @@ def deadline_s(settings: Settings) -> float:
 
 def run(settings: Settings, shards: Sequence[str], stages: Sequence[str] = STAGES) -> Report:
     """Bring these shards up to date."""
-    sweep(Path(gettempdir()), f"{SCRATCH}-*")  # of a killed run, though this one may need no Blender
-    return run_job(make_job(settings, stages), open_store(settings), settings, shards)
+    leftovers = Path(gettempdir()), f"{SCRATCH}-*"
+    sweep(*leftovers)  # of a killed run, though this one may need no Blender
+    try:
+        return run_job(make_job(settings, stages), open_store(settings), settings, shards)
+    finally:
+        sweep(*leftovers)  # of a worker that was killed in this one, after which no other came
 
 
 if __name__ == "__main__":
