@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gap3d import temporary
 from gap3d.parts import TEMPORARY, fsync_path
@@ -102,8 +102,11 @@ class Blobs:
 
         Raises:
             FileNotFoundError: a blob is gone from the store, or was damaged there.
+            ValueError: a path leads out of the tree.
         """
         for path, sha256 in files.items():
+            if ".." in PurePosixPath(path).parts or PurePosixPath(path).is_absolute():
+                raise ValueError(f"{path[:200]!r} leads out of the tree of an object: run downloads again")
             target = tree / path
             target.parent.mkdir(parents=True, exist_ok=True)
             self.fetch(sha256, target)

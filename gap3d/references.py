@@ -67,13 +67,15 @@ def closure(root: Path, main: str, *, limit: int = 4096) -> Closure:
     """Follow references from ``main`` (relative to ``root``) to all files it needs.
 
     Raises:
-        Failure: ``forbidden_reference`` where a reference leaves the root, ``missing`` where the
-            main file is not there, ``too_large`` past ``limit`` files.
+        Failure: ``forbidden_reference`` where a reference leaves the root or ``main`` is no plain path below it,
+            ``missing`` where the main file is not there, ``too_large`` past ``limit`` files.
     """
     base = root.resolve()
+    if "\0" in main or normalise(PurePosixPath(main)) != main:  # through a link, ``l/..`` is not where it seems
+        raise Failure(Status.FORBIDDEN_REFERENCE, f"{main[:200]!r} is no plain path below the source folder")
     todo, files, missing, watched = [main], [], set(), set()
     inside(base, main, main)
-    if not (base / main).is_file():
+    if not is_file(base / main):
         raise Failure(Status.MISSING, f"no such file: {main}")
     seen = {main}
     while todo:
@@ -115,11 +117,13 @@ def locate(base: Path, holder: str, reference: Reference) -> tuple[list[str], li
         tried.append(path)
         if "<UDIM>" in path:
             stem, tail = PurePosixPath(path).name.split("<UDIM>", 1)
-            parent = base / PurePosixPath(path).parent
             pattern = re.compile(re.escape(stem) + r"\d{4}" + re.escape(tail) + "$")
-            tiles = sorted(p for p in parent.iterdir() if pattern.match(p.name)) if parent.is_dir() else []
+            listed = [p for p in entries(base / PurePosixPath(path).parent) if pattern.match(p.name) and is_file(p)]
+            tiles = sorted(p.relative_to(base).as_posix() for p in listed)
+            for tile in tiles:
+                inside(base, tile, text)
             if tiles:
-                return [p.relative_to(base).as_posix() for p in tiles], tried
+                return tiles, tried
         elif is_file(base / path):
             inside(base, path, text)
             return [path], tried
@@ -132,6 +136,14 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where there is none, or none can have such a name."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def normalise(path: PurePosixPath) -> str | None:

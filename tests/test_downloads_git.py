@@ -172,6 +172,43 @@ def test_nothing_of_a_repository_runs_and_no_link_or_reference_leads_out(tmp_pat
     assert not ran.exists()
 
 
+def test_a_name_that_no_checkout_has_costs_its_own_row_and_never_leads_out_of_the_folder_it_is_laid_out_in(
+    tmp_path, origin
+):
+    files = {"a.stl": b"solid a\n", "l": "d/d/d/d", "d/d/d/d/b.stl": b"solid b\n", f"{'n' * 300}.stl": b"solid n\n"}
+    commit = origin.commit("o/r", files)
+    paths = ["l/../../../../a.stl", "d/../a.stl", "./a.stl", "d//a.stl", "a.stl\0", "a" * 100_000, f"{'n' * 300}.stl"]
+    rows = [listed("github", blob_url("o/r", commit, path), sha256(files["a.stl"]), "stl") for path in paths]
+    good = rows_of("o/r", commit, {**files, "l/b.stl": b"solid b\n"}, ["a.stl", "l/b.stl"])
+    settings = fetched(tmp_path, [*rows, *good])
+    assert [statuses(settings)[row["identifier"]] for row in rows] == ["missing"] * len(rows)
+    assert [statuses(settings)[row["identifier"]] for row in good] == ["ok", "ok"]
+
+
+def test_tiles_of_a_texture_are_files_of_the_repository_and_nothing_else(tmp_path, origin):
+    (tmp_path / "1001.png").write_bytes(b"secret")
+    materials = {
+        "out": b"newmtl m\nmap_Kd out.<UDIM>.png\n",
+        "through": b"newmtl m\nmap_Kd home/<UDIM>.png\n",
+        "odd": b"newmtl m\nmap_Kd odd.<UDIM>.png\nmap_Ks %s/<UDIM>.png\n" % (b"n" * 300),
+    }
+    files = {f"{name}.obj": OBJ % f"{name}.mtl".encode() for name in materials}
+    files |= {f"{name}.mtl": content for name, content in materials.items()}
+    files |= {
+        "out.1001.png": str(tmp_path / "1001.png"),
+        "home": str(tmp_path),
+        "odd.1001.png": "nowhere",
+        "odd.1002.png/in": b"a folder",
+        "odd.1003.png": b"a tile",
+    }
+    commit = origin.commit("o/r", files)
+    rows = rows_of("o/r", commit, files, [f"{name}.obj" for name in materials])
+    settings = fetched(tmp_path, rows)
+    assert [statuses(settings)[row["identifier"]] for row in rows] == [*["forbidden_reference"] * 2, "ok"]
+    assert set(contents(settings)[rows[2]["identifier"]]["files"]) == {"odd.obj", "odd.mtl", "odd.1003.png"}
+    assert not any(b"secret" in path.read_bytes() for path in settings.store.rglob("*") if path.is_file())
+
+
 def test_absent_paths_other_bytes_and_lost_commits_are_rows_and_never_another_commit(tmp_path, origin):
     old = {"a.stl": b"solid old\n", "gone.stl": b"solid gone\n"}
     first = origin.commit("o/r", old)

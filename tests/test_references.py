@@ -119,3 +119,14 @@ def test_a_missing_file_hides_no_other_of_the_same_name(tmp_path):
     found = closure(tmp_path, "sub/m.mtl")
     assert found.files == ("sub/m.mtl", "tex.png")
     assert found.missing == ("tex.png",)
+
+
+@pytest.mark.parametrize("main", ["l/../../a.obj", "d/../a.obj", "./a.obj", "d//e.obj", "/a.obj", "a.obj/", "a.obj\0"])
+def test_a_main_file_is_named_by_its_plain_path(tmp_path, main):
+    (tmp_path / "d" / "e").mkdir(parents=True)
+    (tmp_path / "l").symlink_to("d/e")
+    for name in ("a.obj", "d/e.obj"):
+        (tmp_path / name).write_bytes(b"v 0 0 0\n")
+    with pytest.raises(Failure) as caught:
+        closure(tmp_path, main)
+    assert caught.value.status is Status.FORBIDDEN_REFERENCE

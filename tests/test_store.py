@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stores import ONE_BY_ONE, PLAIN, TOGETHER, flipped, only_part, values, write, write_targets
 
 from gap3d import fingerprints
+from gap3d.blobs import Blobs
 from gap3d.lease import LeaseHeld, lease
 from gap3d.parts import PartWriter, read_rows
 from gap3d.records import Outcome
@@ -183,3 +184,13 @@ def test_the_settings_saved_beside_the_outputs_are_read_back(store):
     assert store.settings("views", "d1") == {"points": 5}
     assert store.settings("views", "none") == {}
     assert json.loads((store.folder / "collection.json").read_text())["shards"] == 1
+
+
+@pytest.mark.parametrize("path", ["../out.obj", "l/../../out.obj", "/tmp/out.obj"])
+def test_an_objects_files_are_laid_out_in_its_own_tree_only(tmp_path, path):
+    (tmp_path / "a.obj").write_bytes(b"v 0 0 0\n")
+    blobs = Blobs(tmp_path / "blobs")
+    sha256, _ = blobs.add(tmp_path / "a.obj")
+    with pytest.raises(ValueError, match="leads out of the tree"):
+        blobs.unpack({path: sha256}, tmp_path / "object" / "tree")
+    assert not (tmp_path / "object" / "out.obj").exists()

@@ -8,6 +8,7 @@ from gap3d.records import Failure, Status
 GITHUB = re.compile(r"(https://github\.com/[^/\s]+/[^/\s]+)/blob/([0-9a-f]{40}|[0-9a-f]{64})/(.+)", re.DOTALL)
 SKETCHFAB = re.compile(r"https?://(?:www\.)?sketchfab\.com/3d-models/(?:[^/?#]*-)?([0-9a-f]{32})/?")
 THINGIVERSE = re.compile(r"https?://www\.thingiverse\.com/.*[?&]fileId=(\d+)")
+NAME_BYTES, PATH_BYTES = 255, 2048  # of one name, as Linux has it; of a path, with room for the folder it lies in
 ADDRESS = re.compile(r"https?://[^/\s]+/\S+")
 
 
@@ -27,9 +28,23 @@ class GitFile:
 
 
 def github(identifier: str) -> GitFile:
-    """``https://github.com/ORG/REPO/blob/COMMIT/path`` in its parts."""
+    """``https://github.com/ORG/REPO/blob/COMMIT/path`` in its parts.
+
+    Raises:
+        Failure: ``missing``: it is of another form, or names what no checkout has.
+    """
     repository, commit, path = parts(GITHUB, identifier)
+    if not harmless(path):
+        raise Failure(Status.MISSING, f"no checkout has a file of this name: {path[:200]!r}: correct the table")
     return GitFile(f"{repository}.git", commit, path)
+
+
+def harmless(path: str) -> bool:
+    """Whether git checks a path out, below the folder that it is to lie in, and a file system takes its names."""
+    names = path.split("/")
+    if "\0" in path or len(path.encode()) > PATH_BYTES or any(len(name.encode()) > NAME_BYTES for name in names):
+        return False
+    return not any(name in ("", ".", "..") or name.lower() == ".git" for name in names)
 
 
 def sketchfab(identifier: str) -> str:

@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from gap3d.network import lfs
 from gap3d.network.git import Git, Refused
+from gap3d.network.origins import harmless
 from gap3d.network.politeness import Turn
 from gap3d.records import Failure, Status
 from gap3d.references import READERS, Closure, closure
@@ -65,7 +65,7 @@ class Repository:
         for line in self.git.run("ls-tree", "-r", "-z", "--full-tree", self.commit, turn=turn).split(b"\0"):
             with contextlib.suppress(UnicodeDecodeError):  # no table and no reference can name it
                 facts, _, path = line.decode().partition("\t")
-                if path and facts.split()[0] != MODULE:
+                if path and facts.split()[0] != MODULE and harmless(path):
                     mode, _, blob = facts.split()
                     self.entries[path] = (mode, blob)
         # Not asked for one by one: git would fetch those that are not here.
@@ -122,7 +122,7 @@ class Repository:
         if self.laid:
             return
         for path, (mode, _) in self.entries.items():
-            if mode == LINK or path in self.brought or not harmless(path):
+            if mode == LINK or path in self.brought:
                 continue
             place = self.tree / path
             with contextlib.suppress(OSError):  # a name that the file system doesn't take: no checkout has it either
@@ -173,8 +173,3 @@ class Repository:
         if isinstance(made, Failure):
             return made
         return next((self.pointers[path] for path in map(self.real, made.files) if path in self.pointers), made)
-
-
-def harmless(path: str) -> bool:
-    """Whether a path from a tree object stays below the folder that it is laid out in."""
-    return not any(part in ("", ".", "..") or re.fullmatch(r"\.git", part, re.IGNORECASE) for part in path.split("/"))
