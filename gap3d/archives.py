@@ -84,6 +84,11 @@ def unpacked(path: Path, store_root: Path, limits: Limits) -> Path:
     return only_folder(root / sha256 / "files")
 
 
+def trees(store_root: Path) -> list[Path]:
+    """The folders that stand for the archives which were unpacked into a store."""
+    return [only_folder(files) for files in sorted((store_root / "unpacked").glob("*/files")) if files.is_dir()]
+
+
 def refusals(folder: Path) -> list[Refusal]:
     """The members that are not in a folder which ``unpacked`` returned."""
     listing = next(parent / "refused.json" for parent in folder.parents if parent.parent.name == "unpacked")

@@ -1,6 +1,7 @@
 """Takedowns: objects and licences that the user has put on a deny-list."""
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from gap3d.catalog import known_columns, read_table
 
 COLUMNS = ("object", "licence", "reason")
+HASH = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Denial:
     """One line of a deny-list.
 
     Attributes:
-        object: an object_id, an identifier or a sha256; empty where a licence is denied.
+        object: an object_id, an identifier or a sha256, hashes in small letters; empty where a licence is denied.
         licence: a licence's name with * and ?; empty where an object is denied.
         reason: for the row of whatever it denies.
     """
@@ -36,8 +38,11 @@ def read_denials(path: Path) -> list[Denial]:
     found = []
     for number, row in enumerate(rows, start=2):
         cells = {name: str(value).strip() for name, value in row.items() if value is not None}
+        named = cells.get("object", "")
         denial = Denial(
-            cells.get("object", ""), cells.get("licence", ""), cells.get("reason", "") or "on the deny-list"
+            named.lower() if HASH.fullmatch(named) else named,
+            cells.get("licence", ""),
+            cells.get("reason", "") or "on the deny-list",
         )
         if bool(denial.object) == bool(denial.licence):
             raise ValueError(f"{path} line {number}: name either an object or a licence")

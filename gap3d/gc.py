@@ -97,12 +97,23 @@ def collect_blobs(store: Store, grace_s: float, *, dry_run: bool) -> list[Remova
 
 def used_blobs(store: Store) -> set[str]:
     """sha256 of every file that the downloads of a collection of this store list."""
+    folders = {path.parents[2] for path in store.root.glob(f"*/downloads/*/{manifest.NAME}")}
+    return set().union(*(listed_blobs(opened(store, folder)) for folder in folders))
+
+
+def opened(store: Store, folder: Path) -> Store:
+    """A collection of the same store, whatever its number of shards, to read in."""
+    other = object.__new__(Store)
+    other.root, other.folder, other.collection, other.blobs = store.root, folder, folder.name, store.blobs
+    return other
+
+
+def listed_blobs(store: Store) -> set[str]:
+    """sha256 of every file that the downloads of a collection list."""
     used: set[str] = set()
-    for path in store.root.glob(f"*/downloads/*/{manifest.NAME}"):
+    for path in store.folder.glob(f"downloads/*/{manifest.NAME}"):
         held = manifest.read(path.parent, "downloads", path.parent.name)
-        other = object.__new__(Store)  # another collection, whatever its number of shards
-        other.root, other.folder = store.root, path.parents[2]
-        for row in Store.read(other, held, ["files"]).values():
+        for row in store.read(held, ["files"]).values():
             used |= {file["sha256"] for file in row["files"]}
     return used
 

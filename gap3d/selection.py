@@ -42,6 +42,7 @@ LISTED: Mapping[str, str] = {
 }
 TOLD: Mapping[str, str] = {"sha256": "VARCHAR", "identifier": "VARCHAR", "score": "DOUBLE", "captions": "VARCHAR"}
 ONCE, FIRST, SAMPLE = "listed once", "first of its bytes", "sample"  # the steps that look at other rows
+DENIED = "not denied"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def steps(settings: CatalogSettings) -> list[Step]:
             Status.UNSUPPORTED,
             "'no sha256 in the table: its bytes could not be checked'",
         ),
-        Step("not denied", "denial IS NOT NULL", Status.EXCLUDED, "'denied: ' || denial"),
+        Step(DENIED, "denial IS NOT NULL", Status.EXCLUDED, "'denied: ' || denial"),
     ]
     if settings.sources is not None:
         found.append(Step("source", outside("source", settings.sources), Status.EXCLUDED, left("sources")))
@@ -121,6 +122,7 @@ class Selection:
         self.scratch = scratch
         self.steps = steps(settings)
         self.number = {step.name: place for place, step in enumerate(self.steps, start=1)}
+        self.denials = read_denials(settings.denied) if settings.denied else []
         self.connection = duckdb.connect(str(scratch / "selection.duckdb"))
         for setting in (
             f"memory_limit = '{MEMORY}'",
@@ -171,6 +173,8 @@ class Selection:
 
     def _take(self, listed: str) -> None:
         self._list(listed)
+        if self.denials:
+            self._deny_copies()
         self._compare()
 
     def _list(self, listed: str) -> None:
@@ -224,8 +228,7 @@ class Selection:
 
     def _small_tables(self, listed: str) -> None:
         """Licences, denials and held-out bytes, to be joined."""
-        settings = self.settings
-        denials = read_denials(settings.denied) if settings.denied else []
+        settings, denials = self.settings, self.denials
         self.run("CREATE TABLE denied (object VARCHAR, reason VARCHAR)")
         objects = {denial.object: denial.reason for denial in denials if denial.object}
         if objects:
@@ -248,6 +251,35 @@ class Selection:
         ]
         held = " UNION ALL ".join(tables) or "SELECT '' AS sha256"
         self.run(f"CREATE TABLE held AS SELECT DISTINCT lower(sha256) AS sha256 FROM ({held}) WHERE sha256 <> ''")
+
+    def _deny_copies(self) -> None:
+        """Deny the copies of a denied object too: else the first of them would bring its bytes back."""
+        own, number = ", ".join(map(literal, OWN)), self.number[DENIED]
+        found = " UNION ALL ".join(
+            f"SELECT denied.object, sha256, denied.reason, source FROM listed JOIN denied ON denied.object = {column}"
+            for column in ("key", "identifier", "listed.sha256")
+        )
+        self.run(f"CREATE TABLE taken_down AS {found}")
+        self.run(f"""
+            UPDATE listed SET step = {number}, denial = 'same bytes as ' || copied.object || ': ' || copied.reason
+            FROM (
+                SELECT sha256, arg_min(object, object) AS object, arg_min(reason, object) AS reason FROM taken_down
+                WHERE sha256 <> '' AND source NOT IN ({own}) GROUP BY sha256
+            ) AS copied
+            WHERE listed.sha256 = copied.sha256 AND source NOT IN ({own}) AND (step = 0 OR step > {number})
+        """)
+
+    def idle_denials(self) -> list[str]:
+        """What the deny-list names and no row is."""
+        if not self.denials:
+            return []
+        hit = {row[0] for row in self.run("SELECT DISTINCT object FROM taken_down").fetchall()}
+        names = [row[0] for row in self.run("SELECT licence FROM licences").fetchall()]
+        return [
+            denial.object or denial.licence
+            for denial in self.denials
+            if (denial.object not in hit if denial.object else not any(matches(n, [denial.licence]) for n in names))
+        ]
 
     def _compare(self) -> None:
         """The steps that look at other rows: listed before, the same bytes, the sample."""

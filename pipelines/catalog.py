@@ -14,7 +14,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
 
 import pyarrow as pa
 
-from gap3d import catalog, fingerprints
+from gap3d import catalog, fingerprints, takedown
 from gap3d.annotations import annotation_tables
 from gap3d.archives import is_archive, unpacked
 from gap3d.parts import write_atomically
@@ -154,6 +154,12 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
             if shard in changed:
                 writers[shard].leave_out(files[number], digest, counts)
             reports.append(fill(shard, writers[shard], [*failed[shard], *rows], sum(counts.values()), settings))
+        takedown.note_denials(store, selection.denials)
+        if idle := selection.idle_denials():
+            log.warning(
+                "%d of %d lines of the deny-list name nothing that is listed, e.g. %s: a typing error denies nothing",
+                *(len(idle), len(selection.denials), idle[0]),
+            )
         funnel = selection.funnel()
         write_atomically(store.folder / "funnel.json", json.dumps(funnel, indent=1).encode())
     for report in reports:

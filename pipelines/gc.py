@@ -1,11 +1,16 @@
 """gc: remove what no kept version refers to, compact parts that are mostly dead, and erase what the deny-list names."""
 
-from gap3d import gc, takedown
+from pathlib import Path
+
+from gap3d import gc, takedown, temporary
 from gap3d.records import SystemicFault
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines import dataset
 from pipelines.command import open_store, parse, parser, say, sentences
+from pipelines.fetcher import KIND, SCRATCH
+
+STILL = "of this store has them too: give it the deny-list, run its line, then its gc"
 
 
 def erase(store: Store, settings: Settings) -> list[str]:
@@ -16,6 +21,8 @@ def erase(store: Store, settings: Settings) -> list[str]:
         SystemicFault: something is left of a denied object.
     """
     objects = takedown.denied(store)
+    for folder, pattern in leftovers(store):
+        temporary.sweep(folder, pattern)
     if not objects:
         return []
     wait_s = settings.compute.lease_wait_s
@@ -23,14 +30,25 @@ def erase(store: Store, settings: Settings) -> list[str]:
     if store.manifest(dataset.STAGE, ALL).complete:
         dataset.run(settings)  # the index names the parts that hold its rows now, also where a kill came between
     takedown.remove(store, done, wait_s)
-    left = takedown.traces(store, objects)
+    left = takedown.traces(store, objects, done.contents)
     if left:
         raise SystemicFault(f"{len(left)} traces of denied objects are left: {', '.join(left[:5])}")
+    others = takedown.others(store, done)
     return [
         f"takedown: {len(objects)} objects denied; {len(done.parts)} parts and {len(done.files)} files erased",
         *(f"  {name}" for name in done.parts),
         *(f"  {path}" for path in done.files),
-        f"takedown: every part, table, page and export was read: nothing of {len(objects)} objects is left",
+        f"takedown: every part, table, page and export was read: nothing of {len(objects)} objects is left"
+        + (f" in {store.collection}; {', '.join(others)} {STILL}" if others else ""),
+    ]
+
+
+def leftovers(store: Store) -> list[tuple[Path, str]]:
+    """Where killed runs leave files of objects, and how those are called."""
+    return [
+        (store.root / SCRATCH, f"{KIND}-*"),
+        (store.root / "unpacked", "part-*"),
+        (store.folder, "selection-*"),
     ]
 
 
@@ -41,16 +59,20 @@ def main() -> None:
     made.add_argument("--grace-hours", type=float, default=24.0, help="keep what was replaced less than so long ago")
     known, settings = parse(made)
     with sentences(made):
-        store = open_store(settings)
+        store, told = open_store(settings), list[str]()
         if not known.dry_run:
-            say(*erase(store, settings))
+            told = erase(store, settings)
+            say(*told)
         for stage, shard, parts in gc.compact(store, settings.compute.lease_wait_s, dry_run=known.dry_run):
             say(f"compact {stage}/{shard}: {parts} parts into one")
         found = gc.collect(store, known.grace_hours * 3600, settings.compute.lease_wait_s, dry_run=known.dry_run)
         for removal in found:
             say(f"remove {removal.place.removeprefix(f'{store.root}/')} ({removal.bytes} bytes)")
         verb = "would free" if known.dry_run else "freed"
-        say(f"{verb} {sum(removal.bytes for removal in found) / 1e6:.1f} MB in {len(found)} files")
+        size = sum(removal.bytes for removal in found) / 1e6
+        say(f"collection {store.collection} in {store.root}: {verb} {size:.1f} MB in {len(found)} files")
+        if told and told[-1].endswith(STILL):
+            made.exit(1, f"{made.prog}: {told[-1]}\n")
 
 
 if __name__ == "__main__":

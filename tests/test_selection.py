@@ -252,6 +252,24 @@ def test_a_deny_list_names_objects_by_id_identifier_or_bytes_and_licences_by_pat
     assert not [row for row in taken if row["licence"] == "CC-BY-NC-4.0"]
 
 
+@pytest.mark.parametrize("word", ["id", "identifier", "sha256"])
+def test_the_bytes_of_a_denied_object_do_not_come_back_by_a_copy(tmp_path, word):
+    """Forks hold the same files: with the first of them denied, another would take its place."""
+    names = [f"https://github.com/{owner}/r/blob/{'c' * 40}/a.stl" for owner in ("author", "fork", "other")]
+    rows = [
+        {"fileIdentifier": name, "source": "github", "license": "MIT", "fileType": "stl", "sha256": sha(text)}
+        for name, text in zip(names, ("a", "a", "b"), strict=True)
+    ]
+    words = {"id": object_id_of("github", names[0]), "identifier": names[0], "sha256": sha("a").upper()}
+    denied = write_csv(tmp_path / "denied.csv", [{"object": words[word], "licence": "", "reason": "trademark"}])
+    taken, left, _ = select(tmp_path, [write_csv(tmp_path / "r.csv", rows)], CatalogSettings(shards=4, denied=denied))
+    assert [row["identifier"] for row in taken] == [names[2]]
+    reasons = {row["identifier"]: row["reason"] for row in left}
+    assert reasons[names[0]] == "denied: trademark"
+    assert reasons[names[1]].startswith("denied: ")
+    assert reasons[names[1]].endswith("trademark")
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [

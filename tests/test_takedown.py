@@ -1,6 +1,8 @@
 """A deny-list: what it names is gone from everything after the next run and gc, and a report proves it."""
 
 import csv
+import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +11,7 @@ from folders import run_line, small, write_objects
 from gap3d.catalog import object_id_of
 from gap3d.parts import read_rows
 from gap3d.takedown import denied, rewrite, traces
-from pipelines import gc, previews
+from pipelines import catalog, downloads, gc, previews
 from pipelines.command import open_store
 from pipelines.export import export
 
@@ -22,15 +24,24 @@ def deny(path, *lines):
     return path
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder of objects and the store of a finished line with reports; to be copied."""
+    root = tmp_path_factory.mktemp("finished")
+    write_objects(root / "objects")
+    settings = small(root / "store", root / "objects")
+    run_line(settings)
+    previews.write_reports(open_store(settings), settings)
+    return root
+
+
 @pytest.fixture
-def made(tmp_path):
+def made(finished, tmp_path):
     """(settings before, settings with the deny-list, object_id) of a finished line with reports and an export."""
-    write_objects(tmp_path / "objects")
+    for name in ("objects", "store"):
+        shutil.copytree(finished / name, tmp_path / name)
     before = small(tmp_path / "store", tmp_path / "objects")
-    run_line(before)
-    store = open_store(before)
-    previews.write_reports(store, before)
-    export(store, tmp_path / "exported")
+    export(open_store(before), tmp_path / "exported")
     path = deny(tmp_path / "denied.csv", ("painted.obj", "", "asked by its author"))
     after = small(tmp_path / "store", tmp_path / "objects", catalog={"denied": path, "shards": 2})
     return before, after, object_id_of("folder", "painted.obj")
@@ -101,8 +112,6 @@ def read_all(store, held):
 
 
 def test_a_takedown_before_the_stages_ran_says_so_and_erases_nothing(made):
-    from pipelines import catalog
-
     _, after, _ = made
     catalog.run(after)
     store = open_store(after)
@@ -126,3 +135,120 @@ def test_bytes_that_another_object_has_too_stay(tmp_path):
     for file in (f for h in held for row in store.read(h).values() for f in row["files"]):
         assert store.blobs.path(file["sha256"]).exists()
     assert all(pq.read_metadata(path).num_rows for path in store.folder.glob("downloads/*/*.parquet"))
+
+
+def test_what_its_source_does_not_list_any_more_is_erased_all_the_same(made, tmp_path):
+    _, after, key = made
+    material = (tmp_path / "objects" / "paint.mtl").read_bytes()
+    (tmp_path / "objects" / "painted.obj").unlink()  # as the README asks of one's own folders
+    run_line(after)
+    store = open_store(after)
+    assert denied(store) == {key: "denied: asked by its author"}
+    gc.erase(store, after)
+    kept = everything(store.root)
+    assert [path for path, content in kept.items() if material in content or key.encode() in content] == []
+    assert not (tmp_path / "exported" / key).exists()
+    assert denied(store) == {}
+
+
+def test_an_object_that_cannot_be_read_any_more_is_no_hindrance(made, tmp_path):
+    _, after, key = made
+    painted = tmp_path / "objects" / "painted.obj"
+    painted.unlink()
+    painted.symlink_to("/etc/hostname")  # a row of the catalog, and no object
+    run_line(after)
+    store = open_store(after)
+    gc.erase(store, after)
+    assert [
+        path for path in store.folder.rglob("*.parquet") if path.name != "manifest.parquet" and holds(path, key)
+    ] == []
+
+
+def holds(path, key):
+    return key in {name.partition("/")[0] for name in pq.read_table(path, columns=["key"])["key"].to_pylist()}
+
+
+@pytest.mark.parametrize("name", [str.upper, str.lower])
+def test_hashes_are_written_in_large_or_small_letters(made, tmp_path, name):
+    before, after, key = made
+    shard = next(s for s in open_store(before).shards if key in open_store(before).manifest("catalog", s).rows)
+    sha256 = open_store(before).read(open_store(before).manifest("catalog", shard))[key]["sha256"]
+    for word in (key, sha256):
+        deny(tmp_path / "denied.csv", (name(word), "", "asked by its author"))
+        catalog.run(after)
+        assert denied(open_store(after)) == {key: "denied: asked by its author"}
+
+
+def test_a_line_that_denies_nothing_is_told(made, tmp_path, caplog):
+    _, after, _ = made
+    deny(tmp_path / "denied.csv", ("painted.obj", "", ""), ("painted.abj", "", ""), ("", "MIT*", ""))
+    catalog.run(after)
+    assert "2 of 3 lines of the deny-list name nothing that is listed, e.g. painted.abj" in caplog.text
+
+
+def test_what_a_killed_run_left_of_it_is_erased_too(made, tmp_path):
+    _, after, _ = made
+    run_line(after)
+    store = open_store(after)
+    gc.erase(store, after)
+    blob, _ = store.blobs.add(tmp_path / "objects" / "painted.obj")  # and no row was written any more
+    for folder, pattern in gc.leftovers(store):
+        (folder / pattern.replace("*", "left")).mkdir(parents=True)
+        (folder / pattern.replace("*", "left") / "painted.obj").write_bytes(b"mtllib paint.mtl")
+    gc.erase(store, after)
+    assert not store.blobs.holds(blob)
+    assert [path for path, content in everything(store.root).items() if b"mtllib paint.mtl" in content] == []
+
+
+def test_a_takedown_that_was_killed_before_the_last_file_went_is_ended_by_the_next_gc(made, tmp_path, monkeypatch):
+    _, after, _ = made
+    run_line(after)
+    store = open_store(after)
+    material = (tmp_path / "objects" / "paint.mtl").read_bytes()
+
+    unlink = Path.unlink
+
+    def killed(path, missing_ok=False):
+        unlink(path, missing_ok=missing_ok)
+        if path.suffix == ".parquet" and path.parent.parent.name == "downloads":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)  # the part is gone that says which files the object has
+        gc.erase(store, after)
+    gc.erase(store, after)
+    assert [path for path, content in everything(store.root).items() if material in content] == []
+
+
+def test_what_was_unpacked_of_an_archive_is_erased_too(tmp_path):
+    write_objects(tmp_path / "objects")
+    shutil.make_archive(str(tmp_path / "toys"), "zip", tmp_path / "objects")
+    path = deny(tmp_path / "denied.csv", ("painted.obj", "", ""))
+    before = small(tmp_path / "store", tmp_path / "toys.zip")
+    after = small(tmp_path / "store", tmp_path / "toys.zip", catalog={"denied": path, "shards": 2})
+    store = open_store(after)
+    for settings in (before, after):
+        catalog.run(settings)
+        downloads.run(settings, store.shards)
+    assert any(file.name == "painted.obj" for file in everything(store.root / "unpacked"))
+    gc.erase(store, after)
+    assert not any(file.name in ("painted.obj", "paint.mtl") for file in everything(store.root / "unpacked"))
+    assert any(file.name == "a.obj" for file in everything(store.root / "unpacked"))
+    catalog.run(after)
+    downloads.run(after, store.shards)
+    assert gc.erase(store, after) == []
+
+
+def test_another_collection_that_has_the_object_is_named_until_it_is_erased_there_too(made, tmp_path):
+    before, after, _ = made
+    catalog.run(before.model_copy(update={"collection": "other"}))
+    downloads.run(before.model_copy(update={"collection": "other"}), open_store(before).shards)
+    run_line(after)
+    line = gc.erase(open_store(after), after)[-1]
+    assert line.endswith(f"is left in test; other {gc.STILL}")
+    other = after.model_copy(update={"collection": "other"})
+    catalog.run(other)
+    downloads.run(other, open_store(other).shards)
+    assert gc.erase(open_store(other), other)[-1].endswith("nothing of 1 objects is left")
+    assert gc.erase(open_store(after), after)[-1].endswith("nothing of 1 objects is left")
+    assert [path for path, content in everything(after.store / "blobs").items() if b"mtllib paint.mtl" in content] == []
