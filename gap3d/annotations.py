@@ -85,18 +85,20 @@ def reader(path: Path) -> str:
     return f"read_csv({literal(str(path))}, {shape})"
 
 
-def columns_of(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
-    """The column of a table that holds each of NAMES, where it has one.
+def columns_of(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, tuple[str, str]]:
+    """The column of a table that holds each of NAMES, where it has one, and its SQL type.
 
     Raises:
         ValueError: it is no table.
     """
     try:
-        there = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {reader(path)}").fetchall()]
+        described = connection.execute(f"DESCRIBE SELECT * FROM {reader(path)}").fetchall()
+        there = {row[0]: str(row[1]) for row in described}
     except duckdb.Error as error:
-        raise ValueError(f"{path} can't be read as a table: {str(error).splitlines()[0]}") from error
+        words = " ".join(str(error).split())[:400]
+        raise ValueError(f"{path} can't be read as a table: {words}") from error
     found = {meaning: [name for name in names if name in there] for meaning, names in NAMES.items()}
-    return {meaning: names[0] for meaning, names in found.items() if names}
+    return {meaning: (names[0], there[names[0]]) for meaning, names in found.items() if names}
 
 
 def table_sql(connection: duckdb.DuckDBPyConnection, path: Path, wanted: Mapping[str, str], needed: str) -> str:
@@ -114,8 +116,16 @@ def table_sql(connection: duckdb.DuckDBPyConnection, path: Path, wanted: Mapping
     there = columns_of(connection, path)
     if needed not in there:
         raise ValueError(f"{path} has no column {' or '.join(NAMES[needed])}")
-    cells = [
-        f'try_cast("{there[meaning]}" AS {kind}) AS {meaning}' if meaning in there else f"NULL::{kind} AS {meaning}"
-        for meaning, kind in wanted.items()
-    ]
+
+    def cell(meaning: str, kind: str) -> str:
+        if meaning not in there:
+            return f"NULL::{kind}"
+        name, written = there[meaning]
+        if kind == "VARCHAR":  # captions may be a list of texts
+            return f'to_json("{name}")::VARCHAR' if written.endswith("]") else f'try_cast("{name}" AS VARCHAR)'
+        # DuckDB makes a bare try_cast the type that a CSV is read with, where a wrong cell is an error.
+        number = f"try_cast(nullif(\"{name}\"::VARCHAR, '') AS {kind})"
+        return f"CASE WHEN isfinite({number}::DOUBLE) THEN {number} END"  # what is no number, such as nan, is absent
+
+    cells = [f"{cell(meaning, kind)} AS {meaning}" for meaning, kind in wanted.items()]
     return f"SELECT {', '.join(cells)} FROM {reader(path)}"

@@ -71,12 +71,14 @@ class Coco:
         try:
             content = json.loads(self.annotations.read_bytes())
             licences = {entry["id"]: entry for entry in content.get("licenses", [])}
+            if not content["images"] or max(abs(entry["id"]) for entry in content["images"]) >= 2**63:
+                raise ValueError("no images, or ids of more than 64 bits")
             captions: dict[int, list[str]] = {int(entry["id"]): [] for entry in content["images"]}
             for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
-                captions.setdefault(entry["image_id"], []).append(" ".join(entry["caption"].split()))
+                captions.setdefault(entry["image_id"], []).append(legible(" ".join(entry["caption"].split())))
             entries = sorted(content["images"], key=lambda entry: entry["id"])
             return list(drawn(entries, captions, licences, seed))
-        except (KeyError, TypeError, AttributeError, ValueError, zipfile.BadZipFile) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self.annotations} is no file of COCO captions: {error!r}"[:500]) from error
 
     def file(self, image: Image) -> Any:
@@ -97,8 +99,12 @@ class Coco:
             Failure: ``missing``: there is no file.
         """
         file = self.file(image)
-        if not file.is_file():
-            raise Failure(Status.MISSING, f"{file.name} is not among the images: copy it there, then run again")
+        try:
+            there = file.is_file()
+        except OSError:  # no file can have such a name
+            there = False
+        if not there:
+            raise Failure(Status.MISSING, f"{file.name[:200]} is not among the images: copy it there, then run again")
         return self.stamp or stamp_of(file)
 
     def size_of(self, image: Image) -> int:
@@ -134,6 +140,11 @@ class Coco:
         return data
 
 
+def legible(value: Any) -> Any:
+    """The same; in a text, what JSON can spell and UTF-8 has not, half a character, replaced."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
 def drawn(
     entries: list[dict[str, Any]], captions: dict[int, list[str]], licences: dict[Any, Any], seed: int
 ) -> Iterator[Image]:
@@ -150,10 +161,10 @@ def drawn(
             captions=mine,
             caption=mine[rng.randint(0, len(mine) - 1)] if mine else "",
             about={
-                **{name: entry[name] for name in ABOUT if name in entry},
-                "file_name": entry["file_name"],
-                "licence": licence.get("name", ""),
-                "licence_url": licence.get("url", ""),
+                **{name: legible(entry[name]) for name in ABOUT if name in entry},
+                "file_name": legible(entry["file_name"]),
+                "licence": str(legible(licence.get("name", ""))),
+                "licence_url": str(legible(licence.get("url", ""))),
             },
         )
 

@@ -35,6 +35,7 @@ class Site:
         ills: how it misbehaves, by path; for a repository by ``/ORG/REPO.git``. One in parentheses is its own cure.
         repositories: a folder of bare repositories.
         requests: all that was asked.
+        raw: whole answers, for the ill ``raw INDEX``.
         work_s: how long an answer takes.
     """
 
@@ -42,6 +43,7 @@ class Site:
     ills: dict[str, str] = field(default_factory=dict)
     repositories: Path = Path("/nonexistent")
     requests: list[Request] = field(default_factory=list)
+    raw: list[bytes] = field(default_factory=list)
     work_s: float = 0.0
     address: str = ""
     released: threading.Event = field(default_factory=threading.Event)
@@ -107,6 +109,9 @@ class Handler(BaseHTTPRequestHandler):
             after = {"Retry-After": argument} if argument else {}
             login = {"WWW-Authenticate": 'Basic realm="x"'} if kind == "401" else {}
             self.answer(int(kind), b"no", **after, **login)
+        elif kind == "raw":
+            self.wfile.write(self.site.raw[int(argument)])
+            self.close_connection = True
         elif kind == "reset":
             self.close_connection = True
         elif kind == "silent":

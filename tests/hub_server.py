@@ -30,8 +30,8 @@ class HubServer:
     def __init__(self):
         self.repositories, self.faults, self.log, self.loose = {}, {}, [], set()
         self.release = threading.Event()
-        handler = type("Handler", (Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.handler = type("Handler", (Handler,), {"hub": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self.files = self.endpoint.replace("127.0.0.1", "localhost")  # bytes lie with another host, as the hub's do

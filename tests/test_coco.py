@@ -244,6 +244,9 @@ def test_another_split_takes_its_own_files(tmp_path):
         ("[]", "no file of COCO captions"),
         (json.dumps({"images": [{"id": 1}], "annotations": []}), "no file of COCO captions"),
         (json.dumps(annotations([9, 9])), "twice"),
+        (json.dumps(annotations([])), "no images"),
+        (json.dumps(annotations([2**63], {2**63: ["big"]})), "64 bits"),
+        ("[" * 100_000, "no file of COCO captions"),
     ],
 )
 def test_what_is_no_coco_is_one_sentence(tmp_path, content, words):
@@ -251,6 +254,19 @@ def test_what_is_no_coco_is_one_sentence(tmp_path, content, words):
     (folder / "annotations" / "captions_val2017.json").write_text(content)
     with pytest.raises(ValueError, match=words):
         coco.run(settings_of(tmp_path, folder))
+
+
+def test_text_that_no_encoding_has_and_names_that_no_file_has_cost_no_other_image(tmp_path):
+    content = annotations(texts={**TEXTS, 785: ["half a \ud800 character"]})
+    content["images"][IDS.index(724)]["coco_url"] = "http://images/\udfff"
+    content["images"][IDS.index(776)]["file_name"] = "\ud800.jpg"
+    content["images"][IDS.index(802)]["file_name"] = f"{'n' * 5000}.jpg"
+    content["licenses"] = [{**licence, "name": 5} for licence in content["licenses"]]
+    settings = settings_of(tmp_path, write_folder(tmp_path / "coco", content))
+    coco.run(settings)
+    assert statuses(settings) == {**dict.fromkeys(IDS, "ok"), 776: "missing", 802: "missing"}
+    found = read_back(sorted(coco.folder_of(settings).glob("*.tar")))
+    assert found[f"{785:012d}"]["txt"] == b"half a ? character"
 
 
 def test_what_is_not_there_is_told(tmp_path):

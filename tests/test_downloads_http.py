@@ -282,3 +282,30 @@ def test_a_hub_without_its_table_makes_no_object_missing(site, hub, tmp_path, il
     site.heal()
     fetch(settings)
     assert set(statuses(settings).values()) == {"ok"}
+
+
+RAW = {
+    "redirect to no host": b"HTTP/1.1 302 F\r\nLocation: http://[bad/x\r\nContent-Length: 0\r\n\r\n",
+    "redirect to no port": b"HTTP/1.1 302 F\r\nLocation: http://127.0.0.1:99999/x\r\nContent-Length: 0\r\n\r\n",
+    "redirect to no text": b"HTTP/1.1 302 F\r\nLocation: /\xff\r\nContent-Length: 0\r\n\r\n",
+    "redirect to a file": b"HTTP/1.1 302 F\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n",
+    "terminal": b"HTTP/1.1 404 \x1b[2J\x07\r\nContent-Length: 0\r\n\r\n",
+    "length squared": b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\nx",
+    "endless length": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nx",
+    "endless pause": b"HTTP/1.1 503 S\r\nRetry-After: " + b"9" * 5000 + b"\r\nContent-Length: 0\r\n\r\n",
+    "pause to no date": b"HTTP/1.1 503 S\r\nRetry-After: Fri, 31 Dec 99999999999 23:59:59 GMT\r\n\r\n",
+}
+
+
+def test_headers_that_no_server_should_send_are_rows_with_a_status_of_their_own(museum, site, tmp_path):
+    settings = museum({name.replace(" ", "_"): f"raw {index}" for index, name in enumerate(RAW)}, {"retries": 0})
+    site.raw = list(RAW.values())
+    rows = [listed("smithsonian", name, sha256(b"x"), "glb") for name in ("http://[bad/x.glb", "http://a..b/x.glb")]
+    write_catalog(bad := settings_of(tmp_path, {"retries": 0}, collection="bad"), rows)
+    fetch(settings)
+    fetch(bad)
+    expected = {name.replace(" ", "_"): "missing" for name in list(RAW)[:5]}
+    expected |= {name.replace(" ", "_"): "unreachable" for name in list(RAW)[5:]}
+    assert by_name(statuses(settings)) == expected
+    assert set(statuses(bad).values()) == {"missing"}
+    assert not any("\x1b" in row.reason or "\x07" in row.reason for row in ledger(settings).values())

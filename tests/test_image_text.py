@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image
 from webdataset_tars import read_back
 
 from gap3d import tars
+from gap3d.network import image_text as network
 from gap3d.records import SystemicFault
 from gap3d.store import ALL
 from pipelines import image_text, verify
@@ -260,6 +262,39 @@ def test_what_is_no_tar_is_told(tmp_path, hub):
 def test_what_the_hub_does_not_have_is_one_sentence(tmp_path, hub, repositories, words):
     with pytest.raises(ValueError, match=words):
         image_text.run(settings_of(tmp_path, image_text={"repositories": repositories}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"size": None}, "None bytes"),
+        ({"size": -5}, "-5 bytes"),
+        ({"oid": "/../../../../x"}, "oid '/../"),
+        ({"lfs": {"oid": "zz", "size": 5, "pointerSize": 3}}, "sha256 'zz'"),
+        ({"path": "../../x.tar"}, r"\.\./x\.tar"),
+        ({"path": "a\0b.tar"}, "x00b"),
+        ({"path": "\ud800.tar"}, "surrogates"),
+        ({"next": "itself"}, "without an end"),
+        ({"twice": True}, "twice"),
+        ({"body": b"[" * 100_000}, "no JSON"),
+        ({"body": b" " * 5000}, "more than 4096 bytes"),
+    ],
+)
+def test_a_listing_that_lies_ends_the_run_in_one_sentence(tmp_path, hub, monkeypatch, changes, words):
+    entry, body = {"type": "file", "path": "a.tar", "size": 5, "oid": "b" * 40}, changes.get("body")
+
+    def tree(handler, _repository, _commit, _query):
+        entries = [{**entry, **changes}] * (2 if "twice" in changes else 1) if body is None else []
+        more = {"Link": f'<{hub.endpoint}{handler.path}>; rel="next"'} if "next" in changes else {}
+        handler.send(200, json.dumps(entries).encode() if body is None else body, **more)
+
+    monkeypatch.setattr(hub.handler, "tree", tree)
+    monkeypatch.setattr(network, "PAGE_BYTES", 4096 if body and b" " in body else 1 << 20)
+    settings = settings_of(tmp_path, {"pause_s": 0.1})
+    with pytest.raises(SystemicFault, match=words):
+        image_text.run(settings)
+    assert not open_store(settings).committed("image_text", ALL).rows
+    assert not image_text.folder_of(settings).exists()
 
 
 def test_a_hub_that_does_not_answer_stops_the_run_without_rows(tmp_path, hub):

@@ -334,3 +334,35 @@ def test_cells_may_hold_quotes_commas_and_lines(tmp_path):
     taken, _, _ = select(tmp_path, [table], CatalogSettings(shards=1), [write_csv(tmp_path / "told.csv", told)])
     assert taken[0]["identifier"] == row["fileIdentifier"] and taken[0]["source"] == "sketchfab"
     assert sorted(parse_captions(taken[0]["captions"])) == sorted(json.loads(told[0]["captions"]))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_score_that_is_no_number_is_absent_and_costs_nothing_else(tmp_path, kind):
+    scores = {"a": "7.5", "b": "nan", "c": "inf", "d": "-inf", "e": "", "f": "very nice", "g": "4"}
+    if kind == "parquet":
+        scores |= {"e": "nan", "f": "nan"}
+    listed = [
+        {"fileIdentifier": f"https://e.org/{name}.glb", "sha256": sha(name), "bytes": size}
+        for name, size in zip(scores, ("1", "", "much", "9", "1e30", "2.0", "3"), strict=True)
+    ]
+    told = [{"sha256": sha(name), "aesthetic_score": score} for name, score in scores.items()]
+    if kind == "csv":
+        described = write_csv(tmp_path / "told.csv", told)
+    else:
+        described = tmp_path / "told.parquet"
+        columns = {"sha256": [row["sha256"] for row in told], "aesthetic_score": list(map(float, scores.values()))}
+        pq.write_table(pa.table(columns), described)
+    settings = CatalogSettings(shards=4, least_score=5.0)
+    taken, left, _ = select(tmp_path, [write_csv(tmp_path / "r.csv", listed)], settings, [described])
+    assert [(row["identifier"], row["score"]) for row in taken] == [("https://e.org/a.glb", 7.5)]
+    assert len(left) == len(scores) - 1
+
+
+def test_captions_may_be_a_list_of_texts_in_parquet(tmp_path):
+    captions = [["it's red, and big", "cube"], [], None]
+    names = [f"https://e.org/{index}.glb" for index in range(3)]
+    table = {"fileIdentifier": names, "sha256": list(map(sha, names)), "captions": captions}
+    pq.write_table(pa.table(table), tmp_path / "r.parquet")
+    taken, left, _ = select(tmp_path, [tmp_path / "r.parquet"], CatalogSettings(shards=4, captioned=True))
+    assert [parse_captions(row["captions"]) for row in taken] == [captions[0]]
+    assert {row["identifier"] for row in left} == set(names[1:])

@@ -1,12 +1,14 @@
 """Files by HTTP: with every limit, resumed where the server can, tried again where that may help."""
 
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -21,6 +23,12 @@ REDIRECTS = 10
 PASSING = (408, 425, 429, *range(500, 600))  # statuses that another try may not have
 GONE = (404, 410)
 LOGIN = (401, 403)
+DIGITS = 18  # of a length in bytes
+NO_ADDRESS = (
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidURL,
+    urllib3.exceptions.LocationParseError,
+)
 
 
 class Denied(Failure):
@@ -44,13 +52,21 @@ class Transfer:
     proven: bool = False
 
 
+class Session(requests.Session):
+    """Does not look where a redirect leads: that is for ``Web.answer``, which closes what leads nowhere."""
+
+    def resolve_redirects(self, *_: Any, **__: Any) -> Iterator[Any]:  # type: ignore[override]
+        """None."""
+        return iter(())
+
+
 class Web:
     """Asks web servers."""
 
     def __init__(self, politeness: Politeness) -> None:
         self.politeness = politeness
         self.network: NetworkSettings = politeness.network
-        self.session = requests.Session()
+        self.session = Session()
         self.asked: dict[str, str] = {}  # an address by host
 
     def close(self) -> None:
@@ -96,7 +112,7 @@ class Web:
             with self.answer(address, wanted, turn) as response:
                 judge(response, login)
                 self.receive(response, transfer, have, turn)
-        except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
+        except NO_ADDRESS as error:
             raise Failure(Status.MISSING, f"no address: {words_of(error)}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise Trouble(words_of(error)) from error
@@ -108,13 +124,17 @@ class Web:
             turn.keep()
             get = partial(self.session.get, stream=True, allow_redirects=False, timeout=(stall_s, stall_s))
             response = within(turn.ends - time.monotonic(), partial(get, address, headers=sent))
-            target = self.session.get_redirect_target(response)
-            if target is None:
-                return response
+            try:
+                target = self.session.get_redirect_target(response)
+                if target is None:
+                    return response
+                address, before = urljoin(address, target), address
+                if self.session.should_strip_auth(before, address):
+                    sent.pop("Authorization", None)
+            except ValueError as error:
+                response.close()
+                raise requests.exceptions.InvalidURL(f"it leads to what is none: {error}") from error
             response.close()
-            address, before = urljoin(address, target), address
-            if self.session.should_strip_auth(before, address):
-                sent.pop("Authorization", None)
         raise Trouble(f"more than {REDIRECTS} redirects")
 
     def receive(self, response: requests.Response, transfer: Transfer, have: int, turn: Turn) -> None:
@@ -125,7 +145,8 @@ class Web:
             raise Trouble("the server sent another range than it was asked for")
         size = have if resumed else 0
         plain = sent.get("Content-Encoding", "identity") == "identity"
-        length = size + int(sent["Content-Length"]) if plain and sent.get("Content-Length", "").isdigit() else None
+        told = re.fullmatch(rf"[0-9]{{1,{DIGITS}}}", sent.get("Content-Length", ""))
+        length = size + int(told[0]) if plain and told else None
         if length is not None and length > transfer.most:
             raise Failure(Status.TOO_LARGE, f"{length} bytes, at most {transfer.most} are taken (limits.object_bytes)")
         strong = sent.get("ETag", "") if not sent.get("ETag", "").startswith("W/") else ""
@@ -143,6 +164,20 @@ class Web:
                 file.write(chunk)
         if length is not None and size != length:
             raise Trouble(f"the connection was cut after {size} of {length} bytes")
+
+    def whole(self, response: requests.Response, most: int, turn: Turn) -> bytes:
+        """A body that is to be kept in memory.
+
+        Raises:
+            Trouble: it was cut, or has more bytes than ``most``.
+        """
+        found = bytearray()
+        while chunk := response.raw.read1(CHUNK, decode_content=True):
+            turn.keep()
+            found += chunk
+            if len(found) > most:
+                raise Trouble(f"more than {most} bytes where a short answer was asked for")
+        return bytes(found)
 
     def answers(self, address: str) -> bool:
         """Whether a host says anything at all."""
@@ -185,16 +220,24 @@ def host_of(address: str) -> str:
 def judge(response: requests.Response, login: str) -> None:
     """Raises Failure or Trouble unless the answer is the file."""
     status = response.status_code
-    said = f"HTTP {status} {response.reason or ''}".strip()
+    said = discreet(f"HTTP {status} {response.reason or ''}".strip())[:300]
     if status in (200, 206):
         return
     if status in PASSING:
-        raise Trouble(said, urllib3.Retry().get_retry_after(response.raw) or 0.0)
+        raise Trouble(said, wished(response))
     if status == 416:
         raise Trouble(said)  # asked for the rest of a file that has become shorter
     if status in LOGIN:
         raise Denied(Status.MISSING, f"{said}: {login}")
     raise Failure(Status.MISSING, f"{said}: it is gone" if status in GONE else said)
+
+
+def wished(response: requests.Response) -> float:
+    """Seconds for which a host wants to be left alone; none where what it says of them can't be read."""
+    try:
+        return urllib3.Retry().get_retry_after(response.raw) or 0.0
+    except (ValueError, OverflowError, urllib3.exceptions.InvalidHeader):
+        return 0.0
 
 
 def words_of(error: Exception) -> str:

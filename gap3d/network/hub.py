@@ -13,6 +13,7 @@ from huggingface_hub.utils import get_token_to_send
 
 from gap3d import temporary
 from gap3d.network.http import Web, host_of
+from gap3d.network.origins import harmless
 from gap3d.parts import fsync_path
 from gap3d.records import Failure, Status, SystemicFault
 
@@ -26,6 +27,22 @@ GROUP_ROWS = 10_000  # of the kept table: what is read to find one uid
 def token_state() -> str:
     """Whether the hub is told who is asking; never the token."""
     return "set" if get_token_to_send(None) else "none"
+
+
+TABLE_COLUMNS = pa.schema([("uid", pa.string()), ("path", pa.string())])
+
+
+def unzipped(path: Path) -> bytes:
+    """The bytes of a gzip file.
+
+    Raises:
+        ValueError: they are more than a table of paths can have.
+    """
+    with gzip.open(path) as file:
+        content = file.read(TABLE_BYTES + 1)
+    if len(content) > TABLE_BYTES:
+        raise ValueError(f"it unpacks to more than {TABLE_BYTES} bytes")
+    return content
 
 
 class Hub:
@@ -59,9 +76,10 @@ class Hub:
             Failure: ``missing``: the table does not have it; ``unreachable``: there is no table yet.
         """
         rows = pq.read_table(self.table(), columns=["path"], filters=[("uid", "=", uid)])
-        if not rows.num_rows:
+        path = str(rows["path"][0]) if rows.num_rows else ""
+        if not harmless(path):
             raise Failure(Status.MISSING, f"{TABLE} of {REPOSITORY} at {self.revision} has no object {uid}")
-        return str(rows["path"][0])
+        return path
 
     def table(self) -> Path:
         """The table of paths, sorted by uid; fetched by whoever needs it first."""
@@ -82,16 +100,18 @@ class Hub:
         with temporary.temporary_file(self.folder, ".table") as copy:
             try:
                 self.fetch(TABLE, copy, TABLE_BYTES)
-                paths = sorted(json.loads(gzip.decompress(copy.read_bytes())).items())
+                paths = sorted(json.loads(unzipped(copy)).items())
+                table = pa.table(
+                    {"uid": [uid for uid, _ in paths], "path": [path for _, path in paths]}, schema=TABLE_COLUMNS
+                )
             except Failure as failure:
                 if failure.status is Status.UNREACHABLE:
                     raise
                 raise SystemicFault(
                     f"{TABLE} of {REPOSITORY} at revision {self.revision}: {failure.reason}"
                 ) from failure
-            except (OSError, EOFError, zlib.error, ValueError, AttributeError) as error:
+            except (OSError, EOFError, zlib.error, ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise SystemicFault(f"{TABLE} of {REPOSITORY} at {self.revision} is damaged: {error}") from error
-            table = pa.table({"uid": [uid for uid, _ in paths], "path": [path for _, path in paths]})
             pq.write_table(table, copy, row_group_size=GROUP_ROWS, compression="zstd")
             fsync_path(copy)
             copy.replace(kept)

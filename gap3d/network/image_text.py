@@ -1,6 +1,9 @@
 """Image-text tars of the hub: which there are at a commit, and how one comes into a folder."""
 
+import json
 import os
+import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,6 +22,7 @@ from gap3d.blobs import sha256_of
 from gap3d.fingerprints import digest_of
 from gap3d.network.http import Transfer, Web, host_of, judge, words_of
 from gap3d.network.hub import LOGIN
+from gap3d.network.origins import harmless
 from gap3d.network.politeness import Trouble, Turn
 from gap3d.parts import fsync_path
 from gap3d.records import Failure, Status, SystemicFault
@@ -26,6 +30,8 @@ from gap3d.tars import git_digest
 from gap3d.temporary import hold
 
 LONGEST = 200  # bytes of a file name, which may have 255
+PAGE_BYTES = 64 * 1024**2  # of a listing: a thousand files take half a MiB
+DIGEST = r"[0-9a-f]{40}|[0-9a-f]{64}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +107,9 @@ class ImageText:
             commit = str(about["sha"])
             pages = self.pages(f"{api}/tree/{commit}?recursive=true")
             files = [RepoFile(**entry) for page in pages for entry in page if entry["type"] == "file"]
+            found = [self.tar(repository, commit, file) for file in files if fits(file.path, patterns)]
+            if len({tar.path for tar in found}) < len(found):
+                raise ValueError("it lists a file twice")
         except (KeyError, TypeError, ValueError) as error:
             raise SystemicFault(f"{self.endpoint} does not answer as the hub does: {error!r}") from error
         except Failure as failure:
@@ -108,7 +117,6 @@ class ImageText:
             if failure.status is Status.UNREACHABLE:
                 raise SystemicFault(f"the hub can't be asked for {text}") from failure
             raise ValueError(f"image_text.repositories: {text}") from failure
-        found = [self.tar(repository, commit, file) for file in files if fits(file.path, patterns)]
         if not found:
             raise ValueError(
                 f"image_text.patterns: {repository} at {commit} has {len(files)} files, and none that fits "
@@ -118,21 +126,30 @@ class ImageText:
 
     @staticmethod
     def tar(repository: str, commit: str, file: RepoFile) -> Tar:
-        """What the hub's listing says of a file."""
-        known = (file.lfs.size, file.lfs.sha256) if file.lfs else (file.size, "")
-        return Tar(
-            repository=repository,
-            revision=commit,
-            path=file.path,
-            bytes=known[0],
-            sha256=known[1],
-            blob=file.blob_id,
-        )
+        """What the hub's listing says of a file.
+
+        Raises:
+            ValueError: no file can be so.
+        """
+        size, sha256 = (file.lfs.size, file.lfs.sha256) if file.lfs else (file.size, "")
+        sensible = harmless(file.path) and isinstance(size, int) and size >= 0 and re.fullmatch(DIGEST, file.blob_id)
+        if not sensible or (file.lfs and not re.fullmatch(DIGEST, sha256)):
+            raise ValueError(f"{file.path[:200]!r} has {size!r} bytes, oid {file.blob_id!r}, sha256 {sha256!r}"[:500])
+        return Tar(repository=repository, revision=commit, path=file.path, bytes=size, sha256=sha256, blob=file.blob_id)
 
     def pages(self, address: str) -> list[Any]:
-        """The JSON at an address, and at those that it names as next."""
+        """The JSON at an address, and at those that it names as next.
+
+        Raises:
+            ValueError: they have no end.
+        """
         found: list[Any] = []
+        seen: set[str] = set()
+        ends = time.monotonic() + self.web.network.repository_s
         while address:
+            if address in seen or time.monotonic() > ends:
+                raise ValueError(f"a listing without an end: {len(found)} pages came (network.repository_s)")
+            seen.add(address)
             answer, address = self.web.politeness.persist(
                 self.host, self.web.network.object_s, partial(self.page, address)
             )
@@ -144,7 +161,10 @@ class ImageText:
         try:
             with self.web.answer(address, self.headers() if host_of(address) == self.host else {}, turn) as response:
                 judge(response, LOGIN)
-                return response.json(), response.links.get("next", {}).get("url", "")
+                content = json.loads(self.web.whole(response, PAGE_BYTES, turn))
+                return content, response.links.get("next", {}).get("url", "")
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Trouble(f"no JSON: {error}"[:300]) from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise Trouble(words_of(error)) from error
 

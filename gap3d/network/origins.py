@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from gap3d.records import Failure, Status
 
@@ -60,6 +61,10 @@ def thingiverse(identifier: str) -> str:
 def smithsonian(identifier: str) -> str:
     """The identifier is the file's address."""
     parts(ADDRESS, identifier)
+    try:
+        urlsplit(identifier)
+    except ValueError as error:
+        raise Failure(Status.MISSING, f"no address: {error}: {identifier[:200]!r}: correct the table") from error
     return identifier
 
 

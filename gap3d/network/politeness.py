@@ -222,5 +222,7 @@ def left_alone(host: str, seconds: float) -> str:
 
 
 def discreet(text: str) -> str:
-    """Words of a program or a host without what may be secret in addresses: user names, passwords, signed queries."""
+    """Words of a program or a host, without control characters but line ends, and without what may be secret in
+    addresses: user names, passwords, signed queries."""
+    text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
     return re.sub(r"(\w+://|url: /)(?:[^/@\s]+@)?([^\s'\"?)]*)(?:\?[^\s'\")]*)?", r"\1\2", text)
