@@ -1,6 +1,7 @@
 """Garbage collection: removes parts and blobs that no kept version refers to, and compacts mostly dead parts."""
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -84,7 +85,8 @@ def collect_blobs(store: Store, grace_s: float, *, dry_run: bool) -> list[Remova
     used = used_blobs(store)
     found = []
     for entry in store.blobs.entries():
-        if entry.name not in used and time.time() - entry.modified >= grace_s:
+        ours = re.fullmatch("[0-9a-f]{64}", entry.name)  # the folder may be the user's, and hold more
+        if ours and entry.name not in used and time.time() - entry.modified >= grace_s:
             found.append(Removal(entry.place, entry.bytes))
             if not dry_run:
                 store.blobs.remove(entry.name)

@@ -301,6 +301,21 @@ def test_a_repository_that_takes_too_much_room_is_tried_again_when_the_limit_is_
     assert sorted(statuses(raised).values()) == ["ok", "too_large"]
 
 
+def test_a_tree_that_lists_more_files_than_memory_can_hold_is_too_large(tmp_path, origin, monkeypatch):
+    good = origin.commit("o/r", {"a.stl": b"solid a\n"})
+    bare = origin.path("o/r")
+    tree = git(bare, "rev-parse", f"{good}^{{tree}}")
+    for _ in range(9):
+        tree = git(bare, "mktree", given="".join(f"040000 tree {tree}\t{name}\n" for name in "abcdefghij").encode())
+    bomb = git(bare, "commit-tree", "-m", "a milliard of files", tree)
+    git(bare, "update-ref", "refs/heads/bomb", bomb)
+    monkeypatch.setattr("gap3d.network.git.PRINTED_BYTES", 1 << 20)
+    rows = [listed("github", blob_url("o/r", commit, "a.stl"), sha256(b"solid a\n")) for commit in (good, bomb)]
+    settings = fetched(tmp_path, rows)
+    assert [statuses(settings)[row["identifier"]] for row in rows] == ["ok", "too_large"]
+    assert "lists more files" in ledger(settings)[rows[1]["identifier"]].reason
+
+
 def test_a_git_that_is_not_there_ends_the_run_and_writes_no_row(tmp_path, origin, monkeypatch):
     from gap3d.records import SystemicFault
 

@@ -169,3 +169,15 @@ def test_mostly_dead_parts_are_rewritten(store):
     assert [count for *_, count in gc.compact(store, 0, dry_run=False)] == [1]
     held = store.manifest("plain", "0")
     assert values(store, held) == {f"{index}": "new" if index < 6 else "old" for index in range(10)}
+
+
+def test_what_is_no_blob_is_left_alone_in_a_folder_that_is_the_users(tmp_path):
+    raw = tmp_path / "raw"
+    (raw / "tv").mkdir(parents=True)
+    (raw / "tv" / "tv.mp4").write_bytes(b"the user's own")
+    (tmp_path / "a.obj").write_bytes(b"v 0 0 0\n")
+    for place in (str(raw), f"file://{raw}"):
+        store = Store(tmp_path / "store", "test", 1, place)
+        sha256, _ = store.blobs.add(tmp_path / "a.obj")
+        assert [Path(removal.place).name for removal in gc.collect(store, 0, 0, dry_run=False)] == [sha256]
+        assert (raw / "tv" / "tv.mp4").exists()

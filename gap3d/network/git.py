@@ -20,6 +20,7 @@ from gap3d.settings import NetworkSettings
 GUARD = 'exec 3<&0; { read -r _ <&3; kill -9 0; } & guard=$!; "$@" <"$0" 3<&-; code=$?; kill $guard; exit $code'
 WATCH_S = 0.5  # how often the disk use is looked at
 WORDS = 4096  # bytes of what git said
+PRINTED_BYTES = 256 * 1024**2  # of what a command may print: some millions of paths; ten trees can list a milliard
 
 # What a user has configured holds (proxies, mirrors, credentials) but for what asks somebody or runs something.
 SETTINGS = {
@@ -164,7 +165,10 @@ class Git:
             os.close(life)
 
     def require_room(self) -> None:
-        """Raises Failure where the folder takes more of the disk than it may."""
+        """Raises Failure where the folder takes more of the disk, or what git prints more of memory, than it may."""
+        printed = self.folder / "printed"
+        if printed.exists() and printed.stat().st_size > PRINTED_BYTES:
+            raise Failure(Status.TOO_LARGE, f"the repository lists more files than {PRINTED_BYTES} bytes can name")
         taken = 0
         for place, _, names in os.walk(self.folder):
             for name in names:
