@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from gap3d.blobs import CHUNK, renew, sha256_of
 from gap3d.fingerprints import digest_of
-from gap3d.members import DAMAGED, Member, members
+from gap3d.members import DAMAGED, Member, members, of_the_machine
 from gap3d.parts import write_atomically
 from gap3d.records import SystemicFault
 from gap3d.settings import Limits
@@ -167,7 +167,9 @@ class Tree:
                 return
             try:
                 source = member.open()
-            except DAMAGED as error:
+            except (*DAMAGED, OSError) as error:
+                if isinstance(error, OSError) and of_the_machine(error):
+                    raise
                 raise Refused(f"damaged: {error}") from error
             with source:
                 self.write(name, source)
@@ -222,7 +224,7 @@ class Tree:
         except DAMAGED as error:
             raise Refused(f"damaged: {error}") from error
         except OSError as error:
-            if error.errno is not None:  # the machine's, not the decompressor's
+            if of_the_machine(error):
                 raise
             raise Refused(f"damaged: {error}") from error
 

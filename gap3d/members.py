@@ -1,6 +1,7 @@
 """The members of a zip or tar in their order, one pass, believing no header."""
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -45,6 +46,11 @@ class Member:
     refusal: str = ""
 
 
+def of_the_machine(error: OSError) -> bool:
+    """Whether the disk fails; a decompressor's errors have no number, and a place that no file has is a header's."""
+    return error.errno not in (None, errno.EINVAL)
+
+
 def beside(name: str, target: str) -> str:
     """What a link means by its target; an absolute or outer one is left as what no member is called."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
@@ -73,7 +79,7 @@ def members(path: Path, hold: Callable[[int], None], most: int) -> Iterator[Memb
     except (*DAMAGED, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is cut off, damaged or no archive ({error}): download it again") from error
     except OSError as error:
-        if error.errno is not None:
+        if of_the_machine(error):
             raise
         raise ValueError(f"{path} is damaged ({error}): download it again") from error
 
@@ -98,7 +104,9 @@ def zip_members(file: zipfile.ZipFile) -> Iterator[Member]:
         elif kind == stat.S_IFLNK and info.file_size <= 4096:
             try:
                 yield Member(name=name, link=beside(name, os.fsdecode(file.read(info))))
-            except DAMAGED as error:
+            except (*DAMAGED, OSError) as error:
+                if isinstance(error, OSError) and of_the_machine(error):
+                    raise
                 yield Member(name=name, refusal=f"damaged: {error}")
         elif kind not in (0, stat.S_IFREG):
             yield Member(name=name, refusal="no regular file")

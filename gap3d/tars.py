@@ -57,7 +57,7 @@ def counted(path: Path) -> tuple[int, int]:
                     whole += 1
                 else:
                     lacking += 1
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # the last two by lengths beyond all files
         raise Failure(Status.UNSUPPORTED, f"no tar that can be read: {error}") from error
     return whole, lacking
 

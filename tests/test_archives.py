@@ -338,6 +338,17 @@ def test_a_damaged_member_costs_only_itself_and_an_encrypted_one_too(tmp_path):
     assert set(left_out(folder)) == {"hurt.obj", "locked.obj"}
 
 
+def test_members_at_places_that_no_file_has_are_damaged_and_the_disk_is_not_blamed(tmp_path):
+    path = write_zip(tmp_path / "shifted.zip", GOOD.items())
+    raw = bytearray(path.read_bytes())
+    (place,) = struct.unpack_from("<I", raw, len(raw) - 6)
+    struct.pack_into("<I", raw, len(raw) - 6, place + 100)  # the directory says it lies later: members begin before 0
+    path.write_bytes(raw)
+    folder = unpacked(path, tmp_path / "store", LIMITS)
+    assert content(folder).items() <= GOOD.items()
+    assert "chairs/a.obj" in left_out(folder)
+
+
 @pytest.mark.parametrize(
     "name", ["cut.zip", "cut.tar", "cut.tgz", "cut.tar.xz", "border.tar", "noise.tar", "noise.zip"]
 )

@@ -245,7 +245,13 @@ def test_a_small_tar_without_a_sha256_is_checked_by_gits_own_digest(tmp_path, hu
 
 
 def test_what_is_no_tar_is_told(tmp_path, hub):
-    hub.repositories[LONG] = [{"a.tar": b"not a tar", "b.tar": TARS["data/00000.tar"][:5000]}]
+    endless = io.BytesIO()
+    with tarfile.open(fileobj=endless, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("0.jpg")
+        info.pax_headers = {"size": "9" * 30}
+        tar.addfile(info)
+    cut = TARS["data/00000.tar"][:5000]
+    hub.repositories[LONG] = [{"a.tar": b"not a tar", "b.tar": cut, "c.tar": endless.getvalue()}]
     settings = settings_of(tmp_path)
     image_text.run(settings)
     assert set(statuses(settings).values()) == {"unsupported"}
