@@ -98,7 +98,8 @@ def known_columns(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequen
     Raises:
         ValueError: the message names them.
     """
-    unknown = {str(name) for row in rows for name in row} - set(columns)
+    unknown = {"(none: more cells than columns)" if name is None else name for row in rows for name in row}
+    unknown -= set(columns)
     if unknown:
         raise ValueError(f"{path} has unknown columns {sorted(unknown)}; known are {', '.join(columns)}")
 

@@ -31,8 +31,10 @@ def read_denials(path: Path) -> list[Denial]:
     """The lines of a deny-list.
 
     Raises:
-        ValueError: an unknown column, or a line that denies nothing; the message names it.
+        ValueError: no file, an unknown column, or a line that denies nothing; the message names it.
     """
+    if not path.is_file():
+        raise ValueError(f"catalog.denied names {path}, which is no file")
     rows = read_table(path, "object")
     known_columns(path, rows, COLUMNS)
     found = []

@@ -284,6 +284,17 @@ def test_a_deny_list_that_denies_nothing_is_refused(tmp_path, lines, words):
         select(tmp_path, [write_csv(tmp_path / "r.csv", annotations(5))], CatalogSettings(shards=4, denied=denied))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, r"catalog\.denied names .*, which is no file"), ("object\na,b\n", "more cells than")]
+)
+def test_a_deny_list_that_is_not_there_or_no_table_is_a_sentence(tmp_path, text, words):
+    if text:
+        (tmp_path / "denied.csv").write_text(text)
+    settings = CatalogSettings(shards=4, denied=tmp_path / "denied.csv")
+    with pytest.raises(ValueError, match=words):
+        select(tmp_path, [write_csv(tmp_path / "r.csv", annotations(5))], settings)
+
+
 def test_a_file_that_is_no_table_of_objects_is_refused_by_name(tmp_path):
     wrong = write_csv(tmp_path / "wrong.csv", [{"name": "a"}])
     with pytest.raises(ValueError, match=r"wrong\.csv has no column fileIdentifier or file_identifier"):
