@@ -223,6 +223,13 @@ class TargetSettings(Section):
     seed: int = 0
     """Seed of random weights."""
 
+    @field_validator("encoder")
+    @classmethod
+    def encoder_holds_anywhere(cls, encoder: str) -> str:
+        """A job runs in no folder of the caller's."""
+        path = Path(encoder).expanduser()
+        return str(path.absolute()) if path.exists() else encoder
+
 
 class DatasetSettings(Section):
     """Which good rows the dataset takes."""
