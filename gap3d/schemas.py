@@ -193,7 +193,15 @@ def targets(registers: int, patches: int, width: int) -> StageSchema:
         registers: number of register tokens.
         patches: number of patch tokens.
         width: channels per token.
+
+    Raises:
+        ValueError: there are no registers, which no Parquet column of fixed width can hold.
     """
+    if not registers:
+        raise ValueError(
+            "this encoder has no register tokens, and targets are CLS, registers and patches: set targets.encoder to "
+            "one with registers"
+        )
     return StageSchema(
         pa.schema(
             [

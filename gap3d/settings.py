@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 GIB = 1024**3
+RANDOM_ENCODERS = ("random-small", "random-small-dinov3")
 Origin = Literal["github", "sketchfab", "thingiverse", "smithsonian"]
 
 
@@ -203,11 +204,16 @@ class TargetSettings(Section):
     """What the feature is (specification 3)."""
 
     encoder: str = "facebook/dinov2-with-registers-large"
-    """A hub id, a local folder, or random-small: a small configuration with UNTRAINED random weights."""
+    """A hub id, a local folder (config.json and model.safetensors), or a file of the authors' own weights (.pth or
+    .safetensors): DINOv2 with registers or without, or DINOv3 ViT.
+
+    random-small, random-small-dinov3: small configurations with UNTRAINED random weights."""
     revision: str | None = None
     """Hub revision (commit) of the encoder."""
     image_size: PositiveInt = 518
-    """Pixels per side given to the encoder."""
+    """Pixels per side given to the encoder: a multiple of its patch, 14 for DINOv2 and 16 for DINOv3."""
+    crop: Literal["none", "trellis"] = "none"
+    """none: the whole picture, as the paper. trellis: a square about the object, as TRELLIS's own training."""
     alpha: Literal["black", "drop"] = "black"
     """black: composite on black. drop: ignore alpha, as the released training code did."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -215,7 +221,14 @@ class TargetSettings(Section):
     store_dtype: Literal["float16", "bfloat16"] = "float16"
     """Number format of registers and patches in the parts."""
     seed: int = 0
-    """Seed of the random-small weights."""
+    """Seed of random weights."""
+
+    @field_validator("encoder")
+    @classmethod
+    def encoder_holds_anywhere(cls, encoder: str) -> str:
+        """A job runs in no folder of the caller's."""
+        path = Path(encoder).expanduser()
+        return str(path.absolute()) if path.exists() else encoder
 
 
 class DatasetSettings(Section):

@@ -12,7 +12,7 @@ from gap3d.entries import STAGES, Entry, pictures, shard_entries
 from gap3d.gallery import Counts, Shot, Size
 from gap3d.parts import write_atomically
 from gap3d.records import Failure
-from gap3d.settings import Settings
+from gap3d.settings import RANDOM_ENCODERS, Settings
 from gap3d.store import Store, now
 from gap3d.thumbnails import depth_thumbnail, thumbnail
 
@@ -120,7 +120,7 @@ def head_of(store: Store, settings: Settings, page: Page, title: str) -> dict[st
         "title": title,
         "summary": ", ".join(digests[:4]) or "nothing is rendered yet",
         "made": now(),
-        "untrained": UNTRAINED.format(settings.targets.encoder) if settings.targets.encoder == "random-small" else "",
+        "untrained": UNTRAINED.format(settings.targets.encoder) if settings.targets.encoder in RANDOM_ENCODERS else "",
         "notes": notes,
         "stages": page.stages,
         "settings": made_with,

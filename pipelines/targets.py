@@ -16,7 +16,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
 
 from gap3d import fingerprints, schemas
 from gap3d.features.encoders import Encoder, identity, layout_of, load_encoder
-from gap3d.features.images import to_pixels
+from gap3d.features.images import to_uint8
 from gap3d.features.tokens import pack
 from gap3d.manifest import Manifest
 from gap3d.parts import read_rows
@@ -48,7 +48,7 @@ class Featurizer:
         pixels, keys = [], []
         for key, png in zip(payload["keys"], table.column("png").to_pylist(), strict=True):
             try:
-                pixels.append(to_pixels(png, self.settings.targets, self.settings.limits.pixels))
+                pixels.append(to_uint8(png, self.settings.targets, self.settings.limits.pixels))
                 keys.append(key)
             except Failure as failure:
                 outcomes[key] = Outcome(stage=STAGE, key=key, status=failure.status, reason=failure.reason)
@@ -82,7 +82,7 @@ class Featurizer:
     def probe(self) -> None:
         """Encode a grey image."""
         side = self.settings.targets.image_size
-        self.encoder.encode(np.zeros((1, 3, side, side), dtype=np.float32))
+        self.encoder.encode(np.zeros((1, side, side, 3), dtype=np.uint8))
 
     def close(self) -> None:
         """Nothing is held beyond memory."""
@@ -101,7 +101,7 @@ def make_job(settings: Settings) -> Job:
     common = {
         "settings": digest,
         "code": fingerprints.code_version(STAGE),
-        "encoder": who["weights"],
+        "encoder": who["fingerprint"],
         "engine": f"transformers {importlib.metadata.version('transformers')}",
     }
     schema = schemas.targets(layout.registers, layout.patches, layout.width)
