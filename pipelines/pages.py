@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from gap3d import fingerprints, gallery
+from gap3d import document, fingerprints, gallery
 from gap3d.entries import STAGES, Entry, pictures, shard_entries
 from gap3d.gallery import Counts, Shot, Size
 from gap3d.parts import write_atomically
@@ -157,7 +157,7 @@ def write_shard(store: Store, settings: Settings, shard: str, folder: Path, up: 
     state = state_of(store, shard, up)
     if path.exists():
         with path.open("rb") as file:
-            if gallery.state_of(file.read(4096)) == state:
+            if document.state_of(file.read(4096)) == state:
                 return path
     page = shard_page(store, shard, gallery.OBJECTS)
     head = {**head_of(store, settings, page, f"{store.collection}, shard {shard}"), "up": up}
