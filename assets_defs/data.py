@@ -193,8 +193,14 @@ def targets(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
     pool="dataset",
 )
 def dataset(context: dg.AssetExecutionContext, compute: Compute) -> dg.MaterializeResult:
-    """The index of good rows: captions, split, and which part holds which target."""
-    return events.result("dataset", compute.run(context, "dataset"), ALL)
+    """The index of good rows: captions, split, and which part holds which target.
+
+    `preview` of a materialisation opens a picture: images beside their patch tokens, whose first three principal
+    components are shown as colours. `report` is the path of an HTML page: token statistics, nearest neighbours,
+    outliers, near duplicates, storage.
+    """
+    report = compute.run(context, "dataset")
+    return events.result("dataset", report, ALL, events.tokens(compute.settings()))
 
 
 ASSETS: Sequence[dg.AssetsDefinition | dg.AssetSpec] = [

@@ -13,7 +13,7 @@ function drawHead() {
   const up = head.up ? [make("a", { href: head.up }, "the collection"), " · "] : [];
   byId("head").append(
     make("h1", {}, head.title),
-    make("p", { class: "line" }, ...up, plural(head.objects, "object"), ` · ${head.summary} · made ${head.made}`),
+    make("p", { class: "line" }, ...up, plural(head.objects, "object"), ` · ${head.summary} · made ${head.made}`, ...(head.dataset ? [" · ", make("a", { href: head.dataset }, "the dataset's tokens")] : [])),
   );
   const warn = (text, kind) => byId("head").append(make("p", { class: `warn ${kind || ""}`, role: "note" }, text));
   if (head.untrained) warn(head.untrained);

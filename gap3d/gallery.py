@@ -14,7 +14,8 @@ PICTURE_BYTES = 22_000_000  # pictures on one page, as they are embedded
 BYTES_PER_PIXEL = 0.12  # of an embedded thumbnail: 0.08 in the mean, more where there is much detail
 ROWS_OF_A_REASON = 40
 REASONS_OF_A_STATUS = 60
-TEMPLATE, STYLES, SCRIPTS = "gallery.html", ("gallery.css",), ("elements.js", "gallery.js")
+TEMPLATE = "gallery.html"
+STYLES, SCRIPTS = ("elements.css", "gallery.css"), ("elements.js", "gallery.js")
 SCALARS = ("licence", "split", "rank")
 
 

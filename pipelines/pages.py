@@ -18,6 +18,7 @@ from gap3d.thumbnails import depth_thumbnail, thumbnail
 
 FOLDER = "reports"  # below the collection's
 INDEX = "index.html"
+DATASET = "dataset.html"  # see pipelines.dataset_report
 CARDS = 800  # on the collection's page
 UNTRAINED = "The encoder is {!r}: UNTRAINED random weights, whose tokens mean nothing."
 
@@ -176,6 +177,7 @@ def write_index(store: Store, settings: Settings, folder: Path) -> Path:
         for shard, one in pages.items()
         if report_path(folder, shard).exists()
     ]
+    head["dataset"] = DATASET if (folder / DATASET).exists() else ""
     path = folder / INDEX
     shots = shots_of(store, settings, page)
     write_atomically(path, gallery.page(head, page.counts, page.faulty, page.shown, shots))
