@@ -14,7 +14,8 @@ class Histogram:
     """Exact counts in bins that double their width when the range grows.
 
     Edges are whole multiples of a power of two, the smallest with which all numbers so far lie in at most ``bins``
-    bins. So the result depends on the numbers alone, not on their order or on how they were cut into pieces.
+    bins (two or more: one on each side of nought). So the result depends on the numbers alone, not on their order or
+    on how they were cut into pieces.
 
     Attributes:
         count: finite numbers taken.
@@ -24,7 +25,7 @@ class Histogram:
     """
 
     def __init__(self, bins: int = BINS) -> None:
-        self.bins = bins
+        self.bins = max(bins, 2)
         self.count = self.missed = 0
         self.least, self.most = np.inf, -np.inf
         self._exponent = FINEST
