@@ -5,7 +5,7 @@ sample of that one shown. Everything is read where the dataset's index says that
 """
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gap3d import entries
 from gap3d.atlas import health, index, pictures
 from gap3d.atlas.health import Finding
 from gap3d.atlas.histogram import Histogram
@@ -209,10 +210,20 @@ def survey(store: Store, settings: Settings, bounds: Bounds) -> Survey:
         paint(store, found, masks, bar.update)
         compare(store, found, bounds, bar.update)
     wanted = [row for row in to_picture(found, bounds) if row.key not in found.looked]
-    for key, picture in pictures.pictures_of(store, wanted):
+    for key, picture in pictures_of(store, wanted):
         if (seen := pictures.as_seen(picture, settings.targets, settings.limits.pixels)) is not None:
             found.looked[key] = Looked(pictures.shrunk(seen))
     return found
+
+
+def pictures_of(store: Store, rows: Iterable[Row]) -> Iterator[tuple[str, bytes]]:
+    """(key, encoded picture) of rows of the dataset; rows whose picture is not there any more are left out."""
+    shards: dict[str, list[str]] = {}
+    for row in rows:
+        shards.setdefault(row.shard, []).append(row.key)
+    for shard, keys in shards.items():
+        for record in entries.pictures(store.manifest("renders", shard), store, keys):
+            yield record["key"], record["png"]
 
 
 def silhouettes(store: Store, settings: Settings, found: Survey) -> dict[str, NDArray[np.bool_] | None]:
@@ -220,7 +231,7 @@ def silhouettes(store: Store, settings: Settings, found: Survey) -> dict[str, ND
     grid = tuple(found.layout["grid"])
     shown = {row.key for row in found.shown}
     masks: dict[str, NDArray[np.bool_] | None] = {row.key: None for row in found.fitted}
-    for key, picture in pictures.pictures_of(store, found.fitted):
+    for key, picture in pictures_of(store, found.fitted):
         masks[key] = pictures.foreground(picture, settings.targets, grid, settings.limits.pixels)
         if key in shown:
             seen = pictures.as_seen(picture, settings.targets, settings.limits.pixels)

@@ -179,8 +179,7 @@ def test_a_colour_means_the_same_in_every_image_and_what_does_not_vary_is_grey()
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(neighbours, "ROWS", 7)
-    monkeypatch.setattr(neighbours, "COLUMNS", 5)
+    monkeypatch.setattr(neighbours, "BLOCK", 7)
 
 
 def brute(vectors, groups):

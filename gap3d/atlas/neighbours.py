@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-ROWS, COLUMNS = 1024, 8192  # of one block of cosines: 32 MiB
+BLOCK = 2048  # rows and columns of one block of cosines: 16 MiB
 MOST_PAIRS = 200
+APART = -2.0  # the cosine of what is not compared
 
 
 @dataclass(frozen=True)
@@ -58,25 +59,45 @@ class Pairs:
         self._rows = torch.zeros(0, 2, dtype=torch.int64)
         self._cosines = torch.zeros(0)
 
-    def add(self, cosines: Tensor, rows: Tensor, columns: Tensor, sides: Tensor) -> None:
-        """Take a block: cosines [R, C] of sorted rows [R] and columns [C], each pair once: row before column."""
-        wanted = (cosines >= self.bound) & (rows[:, None] < columns)
+    def add(self, cosines: Tensor, rows: slice, columns: slice, sides: Tensor) -> None:
+        """Take a block: cosines [R, C] of rows with columns of the same or of later rows."""
+        wanted = cosines >= self.bound
+        if rows == columns:
+            wanted = wanted.triu(1)  # each pair once
         found = int(wanted.sum())
         if not found:
             return
         self.count += found
         self.across += int((wanted & (sides[rows][:, None] != sides[columns])).sum())
-        values, places = torch.where(wanted, cosines, -2.0).flatten().topk(min(found, self.most))
-        pairs = torch.stack([rows[places // len(columns)], columns[places % len(columns)]], 1)
+        values, places = torch.where(wanted, cosines, APART).flatten().topk(min(found, self.most))
+        width = columns.stop - columns.start
+        pairs = torch.stack([rows.start + places // width, columns.start + places % width], 1)
         values, pairs = torch.cat([self._cosines, values]), torch.cat([self._rows, pairs])
-        self._cosines, kept = values.sort(descending=True, stable=True)
-        self._cosines, self._rows = self._cosines[: self.most], pairs[kept[: self.most]]
+        values, kept = values.sort(descending=True, stable=True)
+        self._cosines, self._rows = values[: self.most], pairs[kept[: self.most]]
 
     def result(self, order: Tensor) -> Duplicates:
         """With the rows' own numbers."""
         named = order[self._rows].sort(1).values.tolist()
         pairs = [(a, b, cosine) for (a, b), cosine in zip(named, self._cosines.tolist(), strict=True)]
         return Duplicates(self.count, self.across, sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1])))
+
+
+class Nearest:
+    """The k nearest of every row so far."""
+
+    def __init__(self, rows: int, k: int) -> None:
+        self.k = k
+        self.cosines = torch.full((rows, k), APART)
+        self.places = torch.full((rows, k), -1, dtype=torch.int64)
+
+    def add(self, cosines: Tensor, rows: slice, columns: slice) -> None:
+        """Take a block: cosines [R, C]."""
+        top, place = cosines.topk(min(self.k, cosines.shape[1]), dim=1)
+        values = torch.cat([self.cosines[rows], top], 1)
+        places = torch.cat([self.places[rows], place + columns.start], 1)
+        self.cosines[rows], kept = values.topk(self.k, dim=1)
+        self.places[rows] = places.gather(1, kept)
 
 
 def nearest(
@@ -97,34 +118,28 @@ def nearest(
         sides: [n]; of the split. None: all on one side.
         bound: cosine from which on two rows are near duplicates.
         most_pairs: near duplicates that are named.
-        tell: hears of every block how many rows it had, for a progress bar.
+        tell: hears of every row of blocks how many rows it had, for a progress bar.
     """
     n = len(vectors)
     labels = torch.arange(n) if groups is None else torch.from_numpy(groups)
     labels, order = labels.sort(stable=True)  # a group's rows side by side: few blocks have to be masked
     side_of = torch.zeros(n, dtype=torch.int64) if sides is None else torch.from_numpy(sides)[order]
-    units = torch.nn.functional.normalize(vectors.float(), dim=-1)[order]
-    best = torch.full((n, k), -2.0)
-    where = torch.full((n, k), -1, dtype=torch.int64)
-    pairs = Pairs(bound, most_pairs)
-    for start in range(0, n, ROWS):
-        rows = slice(start, min(start + ROWS, n))
-        for left in range(0, n, COLUMNS):
-            columns = slice(left, min(left + COLUMNS, n))
+    units = vectors[order].float()
+    units /= units.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    best, pairs = Nearest(n, k), Pairs(bound, most_pairs)
+    blocks = [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
+    for number, rows in enumerate(blocks):
+        for columns in blocks[number:]:
             cosines = units[rows] @ units[columns].T
-            if labels[left] <= labels[rows.stop - 1] and labels[columns.stop - 1] >= labels[start]:
-                cosines.masked_fill_(labels[rows, None] == labels[None, columns], -2.0)
-            top, place = cosines.topk(min(k, cosines.shape[1]), dim=1)
-            if columns.stop > start and float(top[:, 0].max()) >= bound:
-                numbers = torch.arange(rows.start, rows.stop), torch.arange(columns.start, columns.stop)
-                pairs.add(cosines, *numbers, side_of)
-            merged = torch.cat([best[rows], top], 1), torch.cat([where[rows], place + left], 1)
-            best[rows], kept = merged[0].topk(k, dim=1)
-            where[rows] = merged[1].gather(1, kept)
+            if labels[columns.start] <= labels[rows.stop - 1]:
+                cosines.masked_fill_(labels[rows, None] == labels[None, columns], APART)
+            best.add(cosines, rows, columns)
+            if columns != rows:
+                best.add(cosines.T, columns, rows)
+            pairs.add(cosines, rows, columns, side_of)
         tell(rows.stop - rows.start)
-    there = best > -1.5
-    indices = torch.where(there, order[where.clamp(min=0)], -1)
+    there = best.cosines > APART
     back = torch.empty_like(order)
     back[order] = torch.arange(n)
-    cosines = torch.where(there, best, torch.nan)
-    return Neighbours(indices[back].numpy(), cosines[back].numpy()), pairs.result(order)
+    indices = torch.where(there, order[best.places.clamp(min=0)], -1)[back]
+    return Neighbours(indices.numpy(), torch.where(there, best.cosines, torch.nan)[back].numpy()), pairs.result(order)

@@ -2,33 +2,20 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from gap3d.atlas.index import Row, by_part
-from gap3d.entries import pictures
-from gap3d.features.images import IMAGENET_MEAN, IMAGENET_STD, decode_png, to_pixels
+from gap3d.features.images import decode_png, normalise, to_pixels
 from gap3d.records import Failure
 from gap3d.settings import TargetSettings
-from gap3d.store import Store
 
 QUALITY = 80
 KEPT = 256  # pixels of a side
 FOREGROUND = 0.5  # covered share of a patch from which on it belongs to the object
-
-
-def pictures_of(store: Store, rows: Iterable[Row]) -> Iterator[tuple[str, bytes]]:
-    """(key, encoded picture) of rows of the dataset; rows whose picture is not there any more are left out."""
-    shards: dict[str, list[str]] = {}
-    for (shard, _), found in by_part(rows).items():
-        shards.setdefault(shard, []).extend(row.key for row in found)
-    for shard, keys in shards.items():
-        for row in pictures(store.manifest("renders", shard), store, keys):
-            yield row["key"], row["png"]
 
 
 def as_seen(picture: bytes, settings: TargetSettings, pixel_limit: int) -> NDArray[np.uint8] | None:
@@ -37,8 +24,8 @@ def as_seen(picture: bytes, settings: TargetSettings, pixel_limit: int) -> NDArr
         pixels = to_pixels(picture, settings, pixel_limit)
     except Failure:
         return None
-    mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return np.rint(np.clip(pixels * std + mean, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    black, white = (normalise(np.full((1, 1, 3), value, dtype=np.uint8)) for value in (0, 255))
+    return np.rint(255 * np.clip((pixels - black) / (white - black), 0, 1)).astype(np.uint8).transpose(1, 2, 0)
 
 
 def foreground(
