@@ -4,6 +4,7 @@ Token statistics, principal components of patch tokens beside the images, neares
 duplicates by CLS, rows by status, storage. Writes dataset.html, dataset.json (its numbers) and dataset.jpg (a preview).
 """
 
+import base64
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -108,10 +109,10 @@ def numbers(store: Store, found: Survey, bounds: Bounds) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in found.findings],
         "kinds": [kind.as_dict() for kind in found.kinds],
         "pca": {
-            "touched": found.touched,
+            "touched": len(components.axes) if components else 0,
             "shares": components.shares if components else [],
             "object_shares": found.object_components.shares if found.object_components else [],
-            "effective": components.effective if components else None,
+            "effective": found.patch_dimensions,
             "cls_effective": found.cls_dimensions,
         },
         "cosines": found.cosines.as_dict(),
@@ -133,7 +134,7 @@ def histogram(values: np.ndarray) -> dict[str, Any]:
 
 def side_of(looked: survey.Looked) -> int:
     """Pixels of an image's picture."""
-    return THUMBNAIL if looked.tokens is None else SHOWN
+    return THUMBNAIL if looked.painting is None else SHOWN
 
 
 def about(row: Row) -> dict[str, Any]:
@@ -148,12 +149,15 @@ def about(row: Row) -> dict[str, Any]:
 
 def shown(row: Row, found: Survey) -> dict[str, Any]:
     """An image with its tokens as colours."""
-    looked = found.looked[row.key]
+    painting = found.looked[row.key].painting
+    if painting is None:
+        return {**about(row), "tokens": "", "object": "", "touch": ""}
+    cut = painting.object_tokens
     return {
         **about(row),
-        "tokens": pictures.exact(looked.tokens) if looked.tokens is not None else "",
-        "object": pictures.exact(looked.object_tokens) if looked.object_tokens is not None else "",
-        "touch": looked.touch,
+        "tokens": pictures.exact(painting.tokens),
+        "object": pictures.exact(cut) if cut is not None else "",
+        "touch": base64.b64encode(painting.units.tobytes()).decode(),
     }
 
 
@@ -200,10 +204,10 @@ def preview(found: Survey) -> bytes:
     """Some images, each beside its tokens, JPEG."""
     images = []
     for looked in (found.looked[row.key] for row in found.shown if row.key in found.looked):
-        if looked.tokens is None:
+        if (painting := looked.painting) is None:
             continue
-        image = [looked.seen, looked.tokens]
-        if (cut := looked.object_tokens) is not None:
+        image = [looked.seen, painting.tokens]
+        if (cut := painting.object_tokens) is not None:
             image.append(np.where(cut[..., 3:] > 0, cut[..., :3], np.uint8(0)))
         images.append(tuple(image))
     return pictures.mosaic(images[:PREVIEWED], found.untrained)

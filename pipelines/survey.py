@@ -4,7 +4,6 @@ CLS tokens of all images are compared (they are small); the other tokens of a se
 sample of that one shown. Everything is read where the dataset's index says that it lies.
 """
 
-import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,8 @@ from gap3d.atlas.health import Finding
 from gap3d.atlas.histogram import Histogram
 from gap3d.atlas.index import Row
 from gap3d.atlas.neighbours import Duplicates, Neighbours, nearest
-from gap3d.atlas.pca import Colours, Components, Covariance
+from gap3d.atlas.palette import Painting, Palette
+from gap3d.atlas.pca import Components, Covariance
 from gap3d.atlas.statistics import TokenStatistics
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
@@ -29,7 +29,6 @@ from pipelines.progress import progress
 
 TOUCHED_BYTES = 2_500_000  # of what the page needs to tell patches apart under the pointer
 TOUCHED_MOST, TOUCHED_LEAST = 32, 6  # components of it
-COLOUR_TOKENS = 500_000  # tokens that the scale of colours is taken from
 PAIRED = 2000  # images whose CLS are compared each with each, for the histogram
 
 
@@ -64,12 +63,10 @@ class Bounds:
 
 @dataclass
 class Looked:
-    """A picture of an image, as the encoder saw it, and its tokens as colours: uint8 [H, W, 3 or 4]."""
+    """A picture of an image, as the encoder saw it: uint8 [H, W, 3]; and its tokens, where they are shown."""
 
     seen: NDArray[np.uint8]
-    tokens: NDArray[np.uint8] | None = None
-    object_tokens: NDArray[np.uint8] | None = None
-    touch: str = ""  # base64 of int8 [N, K]
+    painting: Painting | None = None
 
 
 @dataclass
@@ -84,10 +81,9 @@ class Survey:
         findings: whether the tokens can be what they claim to be.
         measured, fitted, compared: images that were looked at; see ``Bounds``.
         components: of all patch tokens, and of those that an object covers; None where there are none.
-        touched: components in ``Looked.touch``.
         looked: pictures by key.
         cosines: between the CLS tokens of two images.
-        cls_dimensions: that they fill.
+        patch_dimensions, cls_dimensions: how many dimensions the tokens fill.
     """
 
     rows: list[Row]
@@ -101,11 +97,11 @@ class Survey:
     compared: list[Row] = field(default_factory=list)
     components: Components | None = None
     object_components: Components | None = None
-    touched: int = 0
     looked: dict[str, Looked] = field(default_factory=dict)
     neighbours: Neighbours | None = None
     duplicates: Duplicates | None = None
     cosines: Histogram = field(default_factory=Histogram)
+    patch_dimensions: float | None = None
     cls_dimensions: float | None = None
 
     @property
@@ -190,24 +186,15 @@ def survey(store: Store, settings: Settings, bounds: Bounds) -> Survey:
     work = len(found.measured) + len(found.fitted) + 2 * len(found.compared)
     with progress(total=work, desc="report", unit="image") as bar:
         masks = silhouettes(store, settings, found)
-        everything, objects = Covariance(), Covariance()
+        palette = Palette(tuple(found.layout["grid"]), len(found.fitted))
 
-        def take(keys: Sequence[str], patches: Tensor) -> None:
+        def fit(keys: Sequence[str], patches: Tensor) -> None:
             for key, tokens in zip(keys, patches, strict=True):
-                if key in masks and torch.isfinite(tokens).all():
-                    everything.add(tokens)
-                    if (mask := masks[key]) is not None:
-                        objects.add(tokens[torch.from_numpy(mask.ravel())])
+                if key in masks:
+                    palette.fit(key, tokens, masks[key])
 
-        measure(store, found, bounds, bar.update, take)
-        width = len(found.looked) * int(np.prod(found.layout["grid"]))
-        found.touched = min(TOUCHED_MOST, max(TOUCHED_LEAST, TOUCHED_BYTES // max(width, 1)))
-        if everything.count:
-            found.components = everything.components(found.touched)
-            found.touched = len(found.components.axes)
-        if objects.count > 3:
-            found.object_components = objects.components(3)
-        paint(store, found, masks, bar.update)
+        measure(store, found, bounds, bar.update, fit)
+        paint(store, found, palette, masks, bar.update)
         compare(store, found, bounds, bar.update)
     wanted = [row for row in to_picture(found, bounds) if row.key not in found.looked]
     for key, picture in pictures_of(store, wanted):
@@ -241,42 +228,23 @@ def silhouettes(store: Store, settings: Settings, found: Survey) -> dict[str, ND
 
 
 def paint(
-    store: Store, found: Survey, masks: Mapping[str, NDArray[np.bool_] | None], tell: Callable[[int], object]
+    store: Store,
+    found: Survey,
+    palette: Palette,
+    masks: Mapping[str, NDArray[np.bool_] | None],
+    tell: Callable[[int], object],
 ) -> None:
-    """The colours of the shown images' tokens, on scales taken from all that the components were fitted to."""
-    if found.components is None:
-        tell(len(found.fitted))
-        return
-    whole: dict[str, NDArray[np.float32]] = {}
-    covered: dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
-    scale: list[NDArray[np.float32]] = []
-    object_scale: list[NDArray[np.float32]] = []
-    step = max(1, len(found.fitted) * int(np.prod(found.layout["grid"])) // COLOUR_TOKENS)
+    """The patch tokens of the shown images as colours, on a scale taken from all that the components are fitted to."""
+    width = max(1, len(found.looked) * palette.grid[0] * palette.grid[1])
+    palette.settle(min(TOUCHED_MOST, max(TOUCHED_LEAST, TOUCHED_BYTES // width)))
     for batch in index.batches(store, found.fitted):
         for key, tokens in zip(batch.keys, batch.patches, strict=True):
-            projected = found.components.project(tokens).numpy()
-            if not np.isfinite(projected).all():
-                continue
-            scale.append(projected[::step, :3])
-            if key in found.looked:
-                whole[key] = projected
-            if found.object_components is not None and (mask := masks[key]) is not None and mask.any():
-                own = found.object_components.project(tokens).numpy()
-                object_scale.append(own[mask.ravel()][::step])
-                if key in found.looked:
-                    covered[key] = own, mask
+            palette.project(key, tokens, masks[key], paint=key in found.looked)
         tell(len(batch.keys))
-    grid = tuple(found.layout["grid"])
-    colours = Colours.of(np.concatenate(scale))
-    for key, projected in whole.items():
-        units = projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-12)
-        found.looked[key].touch = base64.b64encode(np.rint(units * 127).astype(np.int8).tobytes()).decode()
-        found.looked[key].tokens = colours.paint(projected).reshape(*grid, 3)
-    if object_scale:
-        colours = Colours.of(np.concatenate(object_scale))
-        for key, (projected, mask) in covered.items():
-            rgb = colours.paint(projected).reshape(*grid, 3)
-            found.looked[key].object_tokens = np.dstack([rgb, np.where(mask, 255, 0).astype(np.uint8)])
+    found.components, found.object_components = palette.components, palette.object_components
+    found.patch_dimensions = palette.dimensions
+    for key, painting in palette.paintings().items():
+        found.looked[key].painting = painting
 
 
 def compare(store: Store, found: Survey, bounds: Bounds, tell: Callable[[int], object]) -> None:
@@ -292,7 +260,7 @@ def compare(store: Store, found: Survey, bounds: Bounds, tell: Callable[[int], o
         tell(len(places))
     if vectors is None:
         return
-    found.cls_dimensions = covariance.components(1).effective
+    found.cls_dimensions = covariance.effective
     some = torch.nn.functional.normalize(vectors[:: max(1, len(vectors) // PAIRED)], dim=-1)
     pairs = torch.triu_indices(len(some), len(some), offset=1)
     found.cosines.add((some @ some.T)[pairs[0], pairs[1]].numpy())

@@ -10,7 +10,18 @@ STYLES = ("elements.css", "atlas/atlas.css")
 SCRIPTS = ("elements.js", "atlas/charts.js", "atlas/atlas.js")
 SOURCES = tuple(
     f"atlas/{name}.py"
-    for name in ("health", "histogram", "index", "inventory", "neighbours", "page", "pca", "pictures", "statistics")
+    for name in (
+        "health",
+        "histogram",
+        "index",
+        "inventory",
+        "neighbours",
+        "page",
+        "palette",
+        "pca",
+        "pictures",
+        "statistics",
+    )
 )
 
 

@@ -23,14 +23,12 @@ class Components:
         axes: float32 [K, C], orthonormal rows.
         variances: float64 [K], of the population, along each.
         total: variance over all channels.
-        effective: how many dimensions the tokens fill, as the participation ratio of the spectrum: (sum v)^2 / sum v^2.
     """
 
     mean: Tensor
     axes: Tensor
     variances: NDArray[np.float64]
     total: float
-    effective: float
 
     @property
     def shares(self) -> list[float]:
@@ -39,7 +37,7 @@ class Components:
 
     def project(self, tokens: Tensor) -> Tensor:
         """Tokens [..., C] as float32 [..., K]."""
-        return (tokens.float() - self.mean) @ self.axes.T
+        return tokens.float() @ self.axes.T - self.axes @ self.mean
 
 
 class Covariance:
@@ -47,7 +45,7 @@ class Covariance:
 
     def __init__(self) -> None:
         self.count = 0
-        self._shift: Tensor | None = None  # near the mean: what is summed stays small
+        self._shift: Tensor  # near the mean: what is summed stays small
         self._sum: Tensor
         self._products: Tensor
 
@@ -56,7 +54,7 @@ class Covariance:
         if not len(tokens):
             return
         numbers = tokens.float()
-        if self._shift is None:
+        if not self.count:
             self._shift = numbers.mean(0)
             self._sum = torch.zeros(numbers.shape[1], dtype=torch.float64)
             self._products = torch.zeros(numbers.shape[1], numbers.shape[1], dtype=torch.float64)
@@ -65,26 +63,34 @@ class Covariance:
         self._sum += near.sum(0, dtype=torch.float64)
         self._products += near.T @ near
 
+    def _matrix(self) -> Tensor:
+        if not self.count:
+            raise ValueError("no tokens, no covariance")
+        mean = self._sum / self.count
+        return self._products / self.count - torch.outer(mean, mean)
+
+    @property
+    def effective(self) -> float:
+        """How many dimensions the tokens fill: the participation ratio of the spectrum v, (sum v)^2 / sum v^2."""
+        matrix = self._matrix()
+        return float(matrix.trace() ** 2 / matrix.square().sum().clamp(min=1e-30))
+
     def components(self, most: int) -> Components:
         """The leading components, at most so many.
 
         Raises:
             ValueError: nothing was taken.
         """
-        if self._shift is None:
-            raise ValueError("no tokens, no components")
-        mean = self._sum / self.count
-        covariance = self._products / self.count - torch.outer(mean, mean)
-        variances, vectors = torch.linalg.eigh(covariance)
+        matrix = self._matrix()
+        variances, vectors = torch.linalg.eigh(matrix)
         axes = vectors.T.flip(0)[:most]
         largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
         axes = torch.where(largest < 0, -axes, axes)
         return Components(
-            mean=(mean + self._shift.double()).float(),
+            mean=(self._sum / self.count + self._shift).float(),
             axes=axes.float(),
             variances=variances.flip(0)[:most].clamp(min=0).numpy(),
-            total=float(covariance.trace()),
-            effective=float(covariance.trace() ** 2 / covariance.square().sum().clamp(min=1e-30)),
+            total=float(matrix.trace()),
         )
 
 

@@ -22,24 +22,21 @@ VALUES = 16  # tokens of an image whose numbers go into the histogram of values
 
 
 class ChannelMoments:
-    """Mean and variance over rows, of numbers of any shape (Chan, Golub and LeVeque 1979)."""
+    """Mean and variance of numbers of any shape over rows that come in pieces (Chan, Golub and LeVeque 1979)."""
 
     def __init__(self) -> None:
         self.count = 0
         self.mean: NDArray[np.float64] = np.zeros(0)
         self._squares: NDArray[np.float64] = np.zeros(0)
 
-    def add(self, rows: Tensor) -> None:
-        """Take float32 [B, ...]."""
-        if not len(rows):
-            return
-        variance, mean = (each.double().numpy() for each in torch.var_mean(rows, dim=0, correction=0))
+    def add(self, count: int, mean: Tensor, variance: Tensor) -> None:
+        """Take a piece of so many rows; the variance is that of the population."""
         if not self.count:
-            self.mean, self._squares = np.zeros_like(mean), np.zeros_like(mean)
-        total = self.count + len(rows)
-        step = mean - self.mean
-        self.mean = self.mean + step * (len(rows) / total)
-        self._squares = self._squares + variance * len(rows) + step**2 * (self.count * len(rows) / total)
+            self.mean = self._squares = np.zeros(mean.shape)
+        total = self.count + count
+        step = mean.double().numpy() - self.mean
+        self.mean = self.mean + step * (count / total)
+        self._squares = self._squares + variance.double().numpy() * count + step**2 * (self.count * count / total)
         self.count = total
 
     @property
@@ -61,36 +58,47 @@ class Cosines:
 
     within: Histogram = field(default_factory=Histogram)
     adjacent: Histogram = field(default_factory=Histogram)
-    _sum: Tensor | None = None  # float64 [S, C]: by slot, over images
+    _sum: Tensor | float = 0.0  # float64 [S, C]: by slot, over images
     _own: float = 0.0  # of |sum over the tokens of one image and slot|^2
     _images: int = 0
-    _tokens: int = 0  # in one image and slot
+    _pairs: int = 0  # of one image's tokens with those of another, in the same slot
 
-    def add(self, tokens: Tensor, grid: tuple[int, int] | None) -> None:
-        """Take float32 [B, T, C]; tokens of a grid share one slot, others have one each."""
-        units = torch.nn.functional.normalize(tokens, dim=-1)
-        if (count := units.shape[1]) > 1:
-            own = units.square().sum((1, 2), dtype=torch.float64)
-            whole = units.sum(1).double().square().sum(-1)
-            self.within.add(((whole - own) / (count * (count - 1))).numpy())
+    def add(self, image: Tensor, norms: Tensor, grid: tuple[int, int] | None) -> None:
+        """Take float32 [T, C] and the norms [T]; tokens of a grid share one slot, others have one each."""
+        count = len(image)
+        scales = 1 / norms.clamp(min=1e-12)
+        whole = scales[None] @ image  # the sum of unit vectors, [1, C]
+        if count > 1:
+            own = float((scales * norms).square().sum())
+            self.within.add([(float(whole.double().square().sum()) - own) / (count * (count - 1))])
         if grid is not None and count > 1:
-            picture = units.unflatten(1, grid)
-            right = (picture[:, :, 1:] * picture[:, :, :-1]).sum(-1).flatten(1)
-            below = (picture[:, 1:] * picture[:, :-1]).sum(-1).flatten(1)
-            self.adjacent.add(torch.cat([right, below], 1).mean(1).numpy())
-        sums = (units.sum(1, keepdim=True) if grid is not None else units).double()  # [B, S, C]
-        self._sum = sums.sum(0) + (0.0 if self._sum is None else self._sum)
+            self.adjacent.add([adjacent(image, scales, grid)])
+        sums = (whole if grid is not None else image * scales[:, None]).double()
+        self._sum = self._sum + sums
         self._own += float(sums.square().sum())
-        self._images += len(tokens)
-        self._tokens = count if grid is not None else 1
+        self._images += 1
+        self._pairs = count**2 if grid is not None else count
 
     @property
     def across(self) -> float:
         """Mean cosine between tokens of different images, in the same slot; nan of fewer than two images."""
-        if self._sum is None or self._images < 2:
+        if isinstance(self._sum, float) or self._images < 2:
             return math.nan
-        pairs = len(self._sum) * self._tokens**2 * self._images * (self._images - 1)
+        pairs = self._pairs * self._images * (self._images - 1)
         return (float(self._sum.square().sum()) - self._own) / pairs
+
+
+def adjacent(image: Tensor, scales: Tensor, grid: tuple[int, int]) -> float:
+    """Mean cosine between horizontal and vertical neighbours of float32 [N, C], whose inverse norms are ``scales``."""
+    rows, columns = grid
+    ones = image.new_ones(image.shape[1])
+    found = []
+    for step in (1, columns):
+        dots = (image[step:] * image[:-step]) @ ones
+        dots *= scales[step:] * scales[:-step]
+        inside = torch.arange(len(dots)) % columns < columns - 1 if step == 1 and rows > 1 else slice(None)
+        found.append(dots[inside] if columns > 1 or step > 1 else dots[:0])
+    return float(torch.cat(found).mean())
 
 
 class TokenStatistics:
@@ -102,7 +110,7 @@ class TokenStatistics:
 
     Attributes:
         images: images taken.
-        broken: tokens with a number that is not finite; they are in no other statistic.
+        broken: tokens with a number that is not finite; their images are in no other statistic.
         differs: whether two images have different tokens.
     """
 
@@ -120,27 +128,33 @@ class TokenStatistics:
         """Take a batch [B, T, C] of any precision."""
         if not tokens.numel():
             return
-        if self._first is None:
-            self._first = tokens[0].clone()
-        self.differs = self.differs or not bool((tokens == self._first).all())
-        numbers = tokens.float()
-        variances, means = torch.var_mean(numbers, dim=-1, correction=0)
-        sound = torch.isfinite(variances)
-        self.images += len(tokens)
-        self.tokens += sound.numel()
+        for image in tokens:  # one by one: what is made of it stays in the processor's cache
+            if self._first is None:
+                self._first = image.clone()
+            self.differs = self.differs or not torch.equal(image, self._first)
+            self._take(image.float())
+
+    def _take(self, image: Tensor) -> None:
+        count, width = image.shape
+        means = image @ image.new_full((width,), 1 / width)
+        norms = torch.linalg.vector_norm(image, dim=1)
+        sound = torch.isfinite(norms)
+        self.images += 1
+        self.tokens += count
         self.broken += int((~sound).sum())
         if not sound.all():
-            rows = sound.all(1)
-            numbers, variances, means = numbers[rows], variances[rows], means[rows]
-        width = numbers.shape[-1]
+            return
         self.means.add(means.numpy())
-        self.variances.add(variances.numpy())
-        self.norms.add((width * (variances.double() + means.double().square())).sqrt().numpy())
-        step = max(1, numbers.shape[1] // VALUES)
-        self.values.add(numbers[:, ::step].numpy())
-        self.slots.add(numbers.flatten(0, 1)[:, None] if self.grid is not None else numbers)
-        if len(numbers):
-            self.cosines.add(numbers, self.grid)
+        self.norms.add(norms.numpy())
+        self.variances.add((norms.double().square() / width - means.double().square()).numpy())
+        self.values.add(image[:: max(1, count // VALUES)].numpy())
+        if self.grid is None:
+            self.slots.add(1, image, torch.zeros_like(image))
+        else:
+            share = image.new_full((1, count), 1 / count)
+            mean = share @ image
+            self.slots.add(count, mean, share @ (image - mean).square_())
+        self.cosines.add(image, norms, self.grid)
 
     @property
     def channel_means(self) -> NDArray[np.float64]:
