@@ -50,7 +50,7 @@ class Bounds:
     """
 
     compared: int = 100_000
-    measured: int = 2000
+    measured: int = 1000
     fitted: int = 200
     shown: int = 24
     queries: int = 12
