@@ -8,7 +8,6 @@ from assets_defs.resources import Compute
 from gap3d.schemas import STAGES
 from gap3d.store import ALL
 from pipelines.command import open_store
-from pipelines.job import NotReady
 
 
 def known_damage(context: dg.AssetCheckExecutionContext, key: dg.AssetCheckKey) -> list[str]:
@@ -76,35 +75,4 @@ def intact(stage: str) -> dg.AssetChecksDefinition:
     return check
 
 
-@dg.asset_check(
-    asset="dataset",
-    name="tokens_healthy",
-    description="Of a seeded sample of images, every token is finite and has mean 0 and variance 1 within rounding, "
-    "images differ, and one encoder made them all. That tokens of different images are nearly the same is a warning.",
-    pool="checks",
-)
-def tokens_healthy(compute: Compute) -> dg.AssetCheckResult:
-    """The findings of the dataset's report, from the tokens as they lie there now."""
-    from pipelines import survey  # brings torch, which the code location loads without
-
-    try:
-        found = survey.begin(open_store(compute.settings()))
-        survey.measure(open_store(compute.settings()), found, survey.Bounds())
-    except (NotReady, OSError, ValueError) as error:
-        return dg.AssetCheckResult(passed=False, description=f"The tokens can't be read: {error}")
-    grave = [finding for finding in found.findings if not finding.good and finding.grave]
-    odd = [finding for finding in found.findings if not finding.good and not finding.grave]
-    lines = [f"| {'yes' if one.good else 'NO'} | {one.about} | {one.words} |" for one in found.findings]
-    return dg.AssetCheckResult(
-        passed=not grave and not odd,
-        severity=dg.AssetCheckSeverity.ERROR if grave else dg.AssetCheckSeverity.WARN,
-        description="; ".join(f"{one.about}: {one.words}" for one in grave + odd)
-        or f"Tokens of {len(found.measured)} images are sound.",
-        metadata={
-            "images": len(found.measured),
-            "findings": dg.MetadataValue.md("\n".join(["| holds | what | seen |", "|---|---|---|", *lines])),
-        },
-    )
-
-
-CHECKS = [*(intact(stage) for stage in STAGES), tokens_healthy]
+CHECKS = [intact(stage) for stage in STAGES]

@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets_defs import events
+from assets_defs import events, tokens
 from assets_defs.automation import FIRST_HOP, ON_CHANGE, ON_NEW_VERSION, WHEN_SETTLED
 from assets_defs.partitions import SETTINGS, SHARDS
 from assets_defs.resources import Compute
@@ -200,7 +200,7 @@ def dataset(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
     outliers, near duplicates, storage.
     """
     report = compute.run(context, "dataset")
-    return events.result("dataset", report, ALL, events.tokens(compute.settings()))
+    return events.result("dataset", report, ALL, tokens.looks(compute.settings()))
 
 
 ASSETS: Sequence[dg.AssetsDefinition | dg.AssetSpec] = [

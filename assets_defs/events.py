@@ -1,7 +1,6 @@
 """A stage's report as what the UI shows: counts by status, seconds, throughput, digest, picture, checks."""
 
 import base64
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ import dagster as dg
 
 from gap3d.report import contact_sheet
 from gap3d.settings import Settings
-from gap3d.store import ALL, Store
+from gap3d.store import Store
 from pipelines.command import open_store
 from pipelines.previews import shard_report, shard_tiles
 from pipelines.report import Report, ShardReport
@@ -71,37 +70,6 @@ def looks(settings: Settings, shard: str) -> dict[str, dg.MetadataValue]:
     with damage_told(shard):
         report = shard_report(store, settings, shard)
     return {"contact_sheet": picture(store, shard), "report": dg.MetadataValue.path(report)}
-
-
-def tokens(settings: Settings) -> dict[str, Any]:
-    """What the dataset's tokens look like: a preview, the path of the HTML report, and the numbers of it.
-
-    Raises:
-        dg.Failure: a part that they are made from is damaged.
-    """
-    from pipelines import dataset_report  # brings torch, which the code location loads without
-
-    with damage_told(ALL, "targets"):
-        written = dataset_report.write(open_store(settings), settings)
-    data = json.loads(written.numbers.read_text())
-    jpeg = base64.b64encode(written.preview.read_bytes()).decode()
-    labels = [encoder["label"] for encoder in data["encoders"]]
-    rows = [
-        f"| {kind['name']} | {kind['tokens']} | {kind['broken']} | {kind['variances']['least']:.5f} to "
-        f"{kind['variances']['most']:.5f} | {kind['mean_error']:.3f} | {len(kind['outliers'])} |"
-        for kind in data["kinds"]
-        if kind.get("width")
-    ]
-    head = (
-        "| tokens | measured | not finite | variance | MSE of the mean | outlier channels |\n|---|---|---|---|---|---|"
-    )
-    return {
-        "preview": dg.MetadataValue.md(f"![images beside their tokens](data:image/jpeg;base64,{jpeg})"),
-        "report": dg.MetadataValue.path(written.page),
-        "encoder": ", ".join(labels) or "none",
-        "tokens": dg.MetadataValue.md("\n".join([head, *rows])),
-        **dataset_report.key_numbers(data),
-    }
 
 
 @contextmanager

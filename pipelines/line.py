@@ -13,8 +13,9 @@ from gap3d.parts import write_atomically
 from gap3d.records import SystemicFault
 from gap3d.settings import Settings
 from gap3d.store import free_bytes
-from pipelines import catalog, dataset, dataset_report, downloads, rendering, targets
+from pipelines import catalog, dataset, downloads, rendering, targets
 from pipelines.command import load_settings, open_store, parse, parser, resolved, say, stop
+from pipelines.dataset_report import write as write_dataset_report
 from pipelines.job import NotReady
 from pipelines.plan import make_plan, refusal
 from pipelines.previews import write_reports
@@ -53,7 +54,7 @@ def main() -> None:
     store = open_store(settings)
     saved = store.folder / "settings.json"
     write_atomically(saved, resolved(settings).model_dump_json(indent=1).encode())
-    tokens = dataset_report.write(store, settings)
+    tokens = write_dataset_report(store, settings)
     looks = write_reports(store, settings)
     with_these = "" if settings == load_settings() else f"GAP3D_PRESET={shlex.quote(str(saved))} "
     say(
