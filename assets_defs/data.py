@@ -5,10 +5,11 @@ from typing import Any
 
 import dagster as dg
 
-from assets_defs import events, tokens
+from assets_defs import events
 from assets_defs.automation import FIRST_HOP, ON_CHANGE, ON_NEW_VERSION, WHEN_SETTLED
 from assets_defs.partitions import SETTINGS, SHARDS
 from assets_defs.resources import Compute
+from assets_defs.tokens import looks as token_looks
 from gap3d import fingerprints
 from gap3d.store import ALL
 from pipelines import rendering
@@ -200,7 +201,7 @@ def dataset(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
     outliers, near duplicates, storage.
     """
     report = compute.run(context, "dataset")
-    return events.result("dataset", report, ALL, tokens.looks(compute.settings()))
+    return events.result("dataset", report, ALL, token_looks(compute.settings()))
 
 
 ASSETS: Sequence[dg.AssetsDefinition | dg.AssetSpec] = [
