@@ -9,6 +9,7 @@ from assets_defs import events
 from assets_defs.automation import FIRST_HOP, ON_CHANGE, ON_NEW_VERSION, WHEN_SETTLED
 from assets_defs.partitions import SETTINGS, SHARDS
 from assets_defs.resources import Compute
+from assets_defs.tokens import looks as token_looks
 from gap3d import fingerprints
 from gap3d.store import ALL
 from pipelines import rendering
@@ -193,8 +194,14 @@ def targets(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
     pool="dataset",
 )
 def dataset(context: dg.AssetExecutionContext, compute: Compute) -> dg.MaterializeResult:
-    """The index of good rows: captions, split, and which part holds which target."""
-    return events.result("dataset", compute.run(context, "dataset"), ALL)
+    """The index of good rows: captions, split, and which part holds which target.
+
+    `preview` of a materialisation opens a picture: images beside their patch tokens, whose first three principal
+    components are shown as colours. `report` is the path of an HTML page: token statistics, nearest neighbours,
+    outliers, near duplicates, storage.
+    """
+    report = compute.run(context, "dataset")
+    return events.result("dataset", report, ALL, token_looks(compute.settings()))
 
 
 ASSETS: Sequence[dg.AssetsDefinition | dg.AssetSpec] = [

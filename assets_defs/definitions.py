@@ -10,6 +10,7 @@ from assets_defs.left_behind import left_behind
 from assets_defs.lost import lost_runs
 from assets_defs.pictures import quality_gates
 from assets_defs.resources import Compute
+from assets_defs.tokens import tokens_healthy
 from assets_defs.watch import watch_source
 
 line = dg.define_asset_job(
@@ -26,7 +27,7 @@ nightly = dg.ScheduleDefinition(
 
 defs = dg.Definitions(
     assets=[*ASSETS, *image_text.ASSETS],
-    asset_checks=[*CHECKS, *image_text.CHECKS, quality_gates],
+    asset_checks=[*CHECKS, *image_text.CHECKS, quality_gates, tokens_healthy],
     resources={"compute": Compute()},
     sensors=[on_change, left_behind, lost_runs, watch_source],
     schedules=[nightly],

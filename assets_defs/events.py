@@ -73,14 +73,14 @@ def looks(settings: Settings, shard: str) -> dict[str, dg.MetadataValue]:
 
 
 @contextmanager
-def damage_told(shard: str) -> Iterator[None]:
+def damage_told(shard: str, stages: str = "views and renders") -> Iterator[None]:
     """What can't be read, as a sentence that names the remedy."""
     try:
         yield
     except (OSError, ValueError) as error:
         words = (
             f"shard {shard} can't be shown: {error}\n"
-            "Execute the check parts_intact of views and renders: it names damaged parts and the remedy."
+            f"Execute the check parts_intact of {stages}: it names damaged parts and the remedy."
         )
         raise dg.Failure(words) from error
 

@@ -1,19 +1,11 @@
-"""The HTML report: one self-contained page that asks nothing of a network.
+"""The HTML report of a shard or a collection: what became of every object, with its pictures."""
 
-What comes from outside (captions, file names, Blender's words) goes in as JSON that cannot end its script element,
-and the page's program puts it on the screen as text. A policy in the page forbids everything else.
-"""
-
-import base64
-import hashlib
-import html
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
+from gap3d import document
 from gap3d.entries import Entry, Fault
 from gap3d.report import candidate_labels
 
@@ -22,6 +14,8 @@ PICTURE_BYTES = 22_000_000  # pictures on one page, as they are embedded
 BYTES_PER_PIXEL = 0.12  # of an embedded thumbnail: 0.08 in the mean, more where there is much detail
 ROWS_OF_A_REASON = 40
 REASONS_OF_A_STATUS = 60
+TEMPLATE = "gallery.html"
+STYLES, SCRIPTS = ("elements.css", "gallery.css"), ("elements.js", "gallery.js")
 SCALARS = ("licence", "split", "rank")
 
 
@@ -120,22 +114,7 @@ def page(
         "failures": failures(faulty),
         "objects": [record(entry, shots) for entry in shown],
     }
-    style, script = read("gallery.css"), read("gallery.js")
-    policy = (
-        "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"style-src {source_of(style)}; script-src {source_of(script)}"
-    )
-    made = read("gallery.html")
-    for name, value in (
-        ("policy", policy),
-        ("state", html.escape(state)),
-        ("title", html.escape(str(head["title"]))),
-        ("style", style),
-        ("script", script),
-        ("data", as_script(data)),  # the last: nothing is looked for in what comes from outside
-    ):
-        made = made.replace(f"{{{{{name}}}}}", value)
-    return made.encode()
+    return document.document(TEMPLATE, STYLES, SCRIPTS, str(head["title"]), data, state)
 
 
 def failures(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -204,29 +183,6 @@ def shot_record(key: str, row: Mapping[str, Any], shot: Shot) -> dict[str, Any]:
     return {"key": key, **angles, "src": shot.picture, "depth": shot.depth, "fault": shot.fault}
 
 
-def as_script(data: Any) -> str:
-    """JSON that can stand in a script element: nothing in it can end or open an element."""
-    text = json.dumps(data, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def source_of(text: str) -> str:
-    """The policy's name for an inline text."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def read(name: str) -> str:
-    """One of the files that the page is put together from."""
-    return resources.files("gap3d").joinpath(name).read_text()
-
-
 def version() -> str:
     """Digest of the page's own files: a page of an older make is made again."""
-    files = "".join(read(f"gallery.{ending}") for ending in ("html", "css", "js", "py"))
-    return hashlib.sha256(files.encode()).hexdigest()[:16]
-
-
-def state_of(content: bytes) -> str:
-    """What a page was made from; empty where the beginning of a file does not say."""
-    _, _, rest = content.partition(b'<meta name="gap3d-state" content="')
-    return html.unescape(rest.partition(b'"')[0].decode(errors="replace"))
+    return document.version("gallery.py", TEMPLATE, *STYLES, *SCRIPTS)

@@ -15,6 +15,7 @@ from gap3d.settings import Settings
 from gap3d.store import free_bytes
 from pipelines import catalog, dataset, downloads, rendering, targets
 from pipelines.command import load_settings, open_store, parse, parser, resolved, say, stop
+from pipelines.dataset_report import write as write_dataset_report
 from pipelines.job import NotReady
 from pipelines.plan import make_plan, refusal
 from pipelines.previews import write_reports
@@ -53,6 +54,7 @@ def main() -> None:
     store = open_store(settings)
     saved = store.folder / "settings.json"
     write_atomically(saved, resolved(settings).model_dump_json(indent=1).encode())
+    tokens = write_dataset_report(store, settings)
     looks = write_reports(store, settings)
     with_these = "" if settings == load_settings() else f"GAP3D_PRESET={shlex.quote(str(saved))} "
     say(
@@ -61,6 +63,7 @@ def main() -> None:
         *report.lines(),
         f"encoder:  {targets.label(settings)}",
         f"report:   {looks[0]}",
+        f"tokens:   {tokens.page}",
         f"pictures: {looks[-1]}",
         f"why:      {shlex.join([sys.executable, '-m', 'pipelines.why', '--preset', str(saved)])} OBJECT_ID_OR_PATH",
         f"UI:       {with_these}make ui, then http://127.0.0.1:3000",

@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from gap3d import fingerprints, gallery
+from gap3d import document, fingerprints, gallery
 from gap3d.entries import STAGES, Entry, pictures, shard_entries
 from gap3d.gallery import Counts, Shot, Size
 from gap3d.parts import write_atomically
@@ -18,6 +18,7 @@ from gap3d.thumbnails import depth_thumbnail, thumbnail
 
 FOLDER = "reports"  # below the collection's
 INDEX = "index.html"
+DATASET = "dataset.html"  # see pipelines.dataset_report
 CARDS = 800  # on the collection's page
 UNTRAINED = "The encoder is {!r}: UNTRAINED random weights, whose tokens mean nothing."
 
@@ -157,7 +158,7 @@ def write_shard(store: Store, settings: Settings, shard: str, folder: Path, up: 
     state = state_of(store, shard, up)
     if path.exists():
         with path.open("rb") as file:
-            if gallery.state_of(file.read(4096)) == state:
+            if document.state_of(file.read(4096)) == state:
                 return path
     page = shard_page(store, shard, gallery.OBJECTS)
     head = {**head_of(store, settings, page, f"{store.collection}, shard {shard}"), "up": up}
@@ -176,6 +177,7 @@ def write_index(store: Store, settings: Settings, folder: Path) -> Path:
         for shard, one in pages.items()
         if report_path(folder, shard).exists()
     ]
+    head["dataset"] = DATASET if (folder / DATASET).exists() else ""
     path = folder / INDEX
     shots = shots_of(store, settings, page)
     write_atomically(path, gallery.page(head, page.counts, page.faulty, page.shown, shots))

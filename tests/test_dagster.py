@@ -12,6 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from code_location import (
     OBJECTS,
@@ -85,9 +88,9 @@ def flip_byte(path: Path):
     path.write_bytes(content)
 
 
-def check(place, stage):
+def check(place, stage, name="parts_intact"):
     """Run the check alone, as its Execute button does."""
-    selection = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey(stage), "parts_intact"))
+    selection = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey(stage), name))
     job = dg.Definitions(
         assets=place.defs.assets,
         asset_checks=place.defs.asset_checks,
@@ -177,6 +180,38 @@ def test_a_contact_sheet_of_the_shard_is_a_picture(finished, stage):
 
 def test_targets_of_random_weights_say_so(finished):
     assert "UNTRAINED" in metadata(finished.instance, "targets", "0")["encoder"]
+    assert "UNTRAINED" in metadata(finished.instance, "dataset")["encoder"]
+
+
+def test_the_dataset_shows_a_preview_of_its_tokens_their_numbers_and_the_path_of_its_report(finished):
+    found = metadata(finished.instance, "dataset")
+    assert next(iter(found)) == "preview"  # the UI keeps this order
+    encoded = found["preview"].partition("base64,")[2].partition(")")[0]
+    assert len(found["preview"]) < 300_000  # it lies in the event log
+    assert Image.open(io.BytesIO(base64.b64decode(encoded))).width > 250
+    assert Path(found["report"]).read_text().startswith("<!doctype html>")
+    assert len(found["tokens"]) < 1000  # the UI folds longer markdown
+    numbers = json.loads(Path(found["report"]).with_suffix(".json").read_text())
+    assert (found["images"], found["tokens_not_finite"]) == (len(OBJECTS), 0)
+    patches = next(kind for kind in numbers["kinds"] if kind["name"] == "patches")
+    assert found["patches_cosine_between_images"] == pytest.approx(patches["across"])
+    assert found["near_duplicates"] == numbers["duplicates"]["count"]
+
+
+def test_the_tokens_check_finds_nothing_wrong_then_tokens_that_are_not_normed(place):
+    sound = check(place, "dataset", "tokens_healthy")
+    assert sound.metadata["images"].value == len(OBJECTS)
+    assert sound.passed, sound.description
+    part = one_part(place, "targets", "1")
+    table = pq.read_table(part)
+    column = table.schema.get_field_index("patches")
+    doubled = [(2 * np.frombuffer(each, np.float16)).tobytes() for each in table.column(column).to_pylist()]
+    table = table.set_column(column, table.schema.field(column), pa.array(doubled, table.schema.field(column).type))
+    pq.write_table(table, part, compression="NONE", use_dictionary=False, write_statistics=["key"])
+    broken = check(place, "dataset", "tokens_healthy")
+    assert not broken.passed
+    assert broken.severity is dg.AssetCheckSeverity.ERROR
+    assert "patches: every token has variance 1" in broken.description
 
 
 def test_several_shards_are_materialised_by_one_job(fresh):

@@ -1,0 +1,1 @@
+"""The dataset's report: what its tokens look like, which images lie near each other, and what it is made of."""
