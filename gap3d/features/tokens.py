@@ -4,6 +4,7 @@ Tokens stand in the encoder's order: CLS, register tokens, patch tokens row by r
 """
 
 import ctypes
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -174,7 +175,7 @@ def unpack(buffer: Any, shape: tuple[int, ...], dtype: str) -> Tensor:
     """
     memory = np.frombuffer(buffer, dtype=np.uint8)
     kind = TORCH_DTYPES[dtype]
-    if memory.size != int(np.prod(shape)) * kind.itemsize:
+    if memory.size != math.prod(shape) * kind.itemsize:
         raise ValueError(f"{memory.size} bytes are not {dtype} of shape {shape}")
     if not memory.size:
         return torch.empty(shape, dtype=kind)
