@@ -1,11 +1,13 @@
 """Samples of a dataset's targets: tokens with a caption, shuffled, split and resumed as ``ShuffledDataset`` says."""
 
+import math
 from collections import OrderedDict
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from gap3d.dataset import DamagedPart, RowGroup, TargetPart
+from gap3d.dataset import KINDS, DamagedPart, RowGroup, TargetPart
+from gap3d.features.tokens import TORCH_DTYPES
 from gap3d.readers import index as indices
 from gap3d.readers.batches import TargetSample
 from gap3d.readers.order import Place
@@ -18,12 +20,9 @@ OPEN_PARTS = 64  # kept open at a time, two descriptors each
 class TargetDataset(ShuffledDataset):
     """The targets of a dataset, with captions.
 
-    The index is read here, once; parts are opened by whoever iterates. A worker holds at most
-
-    - ``interleave`` row groups of each of its lanes, where parts are compressed or lie at a URL; none of a plain part
-      on a local disk, whose rows are views of the file,
-    - one more while it is read (with ``verify``, also of a mapped part),
-    - 8 bytes for each row of its lanes, and what the loader prefetches.
+    The index is read here, once; parts are opened by whoever iterates. Rows of plain parts on a local disk are views of
+    the file and take no memory of the process; row groups that are compressed, or lie at a URL, are held while they are
+    in progress. ``most_bytes`` bounds it.
 
     Args:
         collection: a store's collection, its folder, or the URL of that folder.
@@ -41,6 +40,28 @@ class TargetDataset(ShuffledDataset):
         self.index = indices.load(collection, split)
         self.verify = verify
         super().__init__(self.index.blocks(), self.index.digest, **options)
+
+    def most_bytes(self, workers: int = 1) -> int:
+        """A bound of what a pass adds to the anonymous memory of each process that reads.
+
+        It counts, of row groups: ``interleave`` for each lane of the worker (none where rows are mapped) and four while
+        one is decoded (none where it is neither decoded nor verified). Of batches of the store's numbers: four. Of the
+        order: 40 bytes a row. Of the interpreter's own: 16 MiB. A loader's queue of finished batches comes on top.
+
+        Args:
+            workers: of the loader.
+        """
+        with TargetPart(self.index.path(0)) as part:
+            columns = [about for name, about in part.layout.items() if name.partition("_")[0] in KINDS]
+            row = sum(math.prod(about["shape"]) * TORCH_DTYPES[about["dtype"]].itemsize for about in columns)
+            group = max(map(part.rows, range(part.groups))) * row
+            mapped = part.open(0).mapped
+            image = sum(2 * math.prod(part.layout[name]["shape"]) for name in ("cls", *KINDS))
+        lanes = -(-self.split.lanes // workers)
+        held = 0 if mapped else max(1, self.interleave) * lanes
+        decoded = 4 if self.verify or not mapped else 0
+        rows = -(-len(self) // self.split.lanes) * lanes
+        return (held + decoded) * group + 4 * self.batch_size * image + 40 * rows + 16 * 1024**2
 
     def reader(self) -> "TargetReader":
         """A reader for one pass."""
