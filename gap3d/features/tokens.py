@@ -20,6 +20,7 @@ TORCH_DTYPES = {
     "float32": torch.float32,
     "int8": torch.int8,
 }
+SERIAL = 32768  # numbers from which torch works in parallel
 STEPS = 127  # of int8, on either side of zero
 NORM_EPS = 1e-5  # of the target's layer norm, not of the encoder's
 
@@ -144,7 +145,14 @@ def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 def dequantise(values: Tensor, scales: Tensor) -> Tensor:
     """The inverse of ``quantise`` up to its error: float16 [..., C]."""
-    return (values.float() * scales[..., None]).half()
+    tokens = torch.empty(values.shape, dtype=torch.float16)
+    # So few at a time that they stay in the cache, and that torch takes one thread for them: it would wait for all cores,
+    # whatever else they have to do, and a loader has workers for more than one.
+    few = max(1, (SERIAL - 1) // max(1, values.shape[-1]))
+    pieces = (tensor.flatten(0, -2).split(few) for tensor in (tokens, values, scales[..., None]))
+    for target, value, scale in zip(*pieces, strict=True):
+        target.copy_(value * scale)
+    return tokens
 
 
 def pack(array: Tensor | NDArray[Any], dtype: StoreDtype | Literal["float32"]) -> bytes:

@@ -45,8 +45,9 @@ class TargetDataset(ShuffledDataset):
         """A bound of what a pass adds to the anonymous memory of each process that reads.
 
         It counts, of row groups: ``interleave`` for each lane of the worker (none where rows are mapped) and four while
-        one is decoded (none where it is neither decoded nor verified). Of batches of the store's numbers: four. Of the
-        order: 40 bytes a row. Of the interpreter's own: 16 MiB. A loader's queue of finished batches comes on top.
+        one is decoded (none where it is neither decoded nor verified). Of batches of the store's numbers: four, and six
+        with int8, whose samples are decoded one by one. Of the order: 40 bytes a row. Of the interpreter's own: 16 MiB.
+        A loader's queue of finished batches comes on top.
 
         Args:
             workers: of the loader.
@@ -57,11 +58,12 @@ class TargetDataset(ShuffledDataset):
             group = max(map(part.rows, range(part.groups))) * row
             mapped = part.open(0).mapped
             image = sum(2 * math.prod(part.layout[name]["shape"]) for name in ("cls", *KINDS))
+        batches = 6 if part.layout["patches"]["dtype"] == "int8" else 4
         lanes = -(-self.split.lanes // workers)
         held = 0 if mapped else max(1, self.interleave) * lanes
         decoded = 4 if self.verify or not mapped else 0
         rows = -(-len(self) // self.split.lanes) * lanes
-        return (held + decoded) * group + 4 * self.batch_size * image + 40 * rows + 16 * 1024**2
+        return (held + decoded) * group + batches * self.batch_size * image + 40 * rows + 16 * 1024**2
 
     def reader(self) -> "TargetReader":
         """A reader for one pass."""
