@@ -12,7 +12,7 @@ from gap3d import manifest
 from gap3d.lease import lease
 from gap3d.manifest import Manifest
 from gap3d.parts import PartWriter, read_rows
-from gap3d.schemas import CATALOG, DATASET, DOWNLOADS, RENDERS, VIEWS, StageSchema
+from gap3d.schemas import CATALOG, DATASET, DOWNLOADS, RENDERS, TARGET_ROWS, VIEWS, StageSchema
 from gap3d.store import Store, leftovers, now
 
 log = logging.getLogger(__name__)
@@ -145,11 +145,16 @@ def compact(store: Store, wait_s: float, *, dry_run: bool) -> list[tuple[str, st
 
 
 def targets_schema(folder: Path, held: Manifest) -> StageSchema | None:
-    """The columns of a shard's target parts, as its first part has them."""
+    """The columns of a shard's target parts and their compression, as its first part has them."""
     import pyarrow.parquet as pq
 
     parts = sorted(held.parts)
-    return StageSchema(pq.read_schema(folder / parts[0]).remove_metadata(), row_group_rows=8) if parts else None
+    if not parts:
+        return None
+    with pq.ParquetFile(folder / parts[0]) as file:
+        zstd = file.metadata.row_group(0).column(0).compression == "ZSTD"
+        columns = file.schema_arrow.remove_metadata()
+    return StageSchema(columns, row_group_rows=TARGET_ROWS, compression="zstd" if zstd else "none")
 
 
 def worth_compacting(folder: Path, held: Manifest) -> list[str]:

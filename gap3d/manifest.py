@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -155,7 +156,7 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 @cache
-def tell_once(path: Path) -> None:
+def tell_once(path: str) -> None:
     """Warn of a manifest that is read many times in a run."""
     log.warning("%s is of an older version: its rows will be made again", path)
 
@@ -169,8 +170,23 @@ def read(folder: Path, stage: str, shard: str) -> Manifest:
     path = folder / NAME
     if not path.exists():
         return Manifest(stage=stage, shard=shard)
+    return parse(path, str(path), stage, shard)
+
+
+def parse(source: Path | BinaryIO, path: str, stage: str, shard: str) -> Manifest:
+    """A manifest from its file or its bytes.
+
+    Args:
+        source: where it is read from.
+        path: what it is called in messages.
+        stage: whose manifest it is.
+        shard: and of which shard.
+
+    Raises:
+        ValueError: see ``read``.
+    """
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = pq.read_table(source, page_checksum_verification=True)
         head = json.loads(table.schema.metadata[b"gap3d"])
         checksum = head.pop("checksum")
         if checksum != fingerprints.digest_of([head, table.to_pydict()]):

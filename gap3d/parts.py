@@ -63,7 +63,7 @@ class PartWriter:
         self._writer = pq.ParquetWriter(
             self.temporary,
             self.columns,
-            compression="NONE",  # tokens and PNG do not compress; the rest is small
+            compression=schema.compression,  # none by default: PNG does not compress, tokens hardly; the rest is small
             use_dictionary=False,
             write_page_checksum=True,
             write_statistics=["key"],

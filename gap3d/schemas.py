@@ -1,13 +1,16 @@
 """The columns of every stage's parts, and of the manifests that list them."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 
+Compression = Literal["none", "zstd"]
 SCHEMA_VERSION = 3
 REWRITTEN = {"catalog": 3, "dataset": 3, "views": 2, "renders": 2}  # since when a stage's older rows are made again
 STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")  # in the order of the line
 
+TARGET_ROWS = 8  # of a row group of targets: 22 MB at ViT-L and 518 pixels
 TAR_STAGES = ("image_text", "coco")  # beside the line: image-text pairs, unsharded
 
 
@@ -19,11 +22,13 @@ class StageSchema:
         columns: Arrow schema of the parts, which hold the rows with status ``ok``; the first column is the key.
         exempt: columns outside the row digest, because they say where content lies or when it was seen.
         row_group_rows: rows of one Parquet row group.
+        compression: of the parts' pages; what is not compressed, a reader maps.
     """
 
     columns: pa.Schema
     exempt: tuple[str, ...] = ()
     row_group_rows: int = 1024
+    compression: Compression = "none"
 
 
 FILE = pa.struct([("path", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64())])
@@ -186,13 +191,17 @@ COCO = StageSchema(
 )
 
 
-def targets(registers: int, patches: int, width: int) -> StageSchema:
+def targets(
+    registers: int, patches: int, width: int, store_dtype: str = "float16", compression: Compression = "none"
+) -> StageSchema:
     """Columns of the target parts of one encoder.
 
     Args:
         registers: number of register tokens.
         patches: number of patch tokens.
         width: channels per token.
+        store_dtype: number format of registers and patches; int8 has a float32 scale a token in columns of its own.
+        compression: of the pages.
 
     Raises:
         ValueError: there are no registers, which no Parquet column of fixed width can hold.
@@ -202,20 +211,14 @@ def targets(registers: int, patches: int, width: int) -> StageSchema:
             "this encoder has no register tokens, and targets are CLS, registers and patches: set targets.encoder to "
             "one with registers"
         )
-    return StageSchema(
-        pa.schema(
-            [
-                KEY,
-                ("object_id", pa.string()),
-                ("view", pa.int32()),
-                ("cls", pa.list_(pa.float32())),
-                # Fixed-size binary: half-float lists read at a fortieth of its rate.
-                pa.field("registers", pa.binary(registers * width * 2), nullable=False),
-                pa.field("patches", pa.binary(patches * width * 2), nullable=False),
-            ]
-        ),
-        row_group_rows=8,
-    )
+    size, scaled = (1, True) if store_dtype == "int8" else (2, False)
+    columns = [KEY, ("object_id", pa.string()), ("view", pa.int32()), ("cls", pa.list_(pa.float32()))]
+    for name, count in (("registers", registers), ("patches", patches)):
+        # Fixed-size binary: half-float lists read at a fortieth of its rate.
+        columns.append(pa.field(name, pa.binary(count * width * size), nullable=False))
+        if scaled:
+            columns.append(pa.field(f"{name}_scale", pa.binary(count * 4), nullable=False))
+    return StageSchema(pa.schema(columns), row_group_rows=TARGET_ROWS, compression=compression)
 
 
 LEDGER = pa.schema(

@@ -218,8 +218,10 @@ class TargetSettings(Section):
     """black: composite on black. drop: ignore alpha, as the released training code did."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the encoder; the last normalisation is always float32."""
-    store_dtype: Literal["float16", "bfloat16"] = "float16"
-    """Number format of registers and patches in the parts."""
+    store_dtype: Literal["float16", "bfloat16", "int8"] = "float16"
+    """Number format of registers and patches in the parts; int8 has a scale for each token, and half the size."""
+    compression: Literal["none", "zstd"] = "none"
+    """Of the parts' pages. Parts that are not compressed are mapped, not decoded, by readers on the same machine."""
     seed: int = 0
     """Seed of random weights."""
 

@@ -17,7 +17,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
 from gap3d import fingerprints, schemas
 from gap3d.features.encoders import Encoder, identity, layout_of, load_encoder
 from gap3d.features.images import to_uint8
-from gap3d.features.tokens import pack
+from gap3d.features.tokens import columns_of
 from gap3d.manifest import Manifest
 from gap3d.parts import read_rows
 from gap3d.records import Failure, Outcome, Status
@@ -58,15 +58,11 @@ class Featurizer:
             forward = time.monotonic() - started - decoded
             layout = self.encoder.layout
             for key, row in zip(keys, tokens, strict=True):
-                cls, registers, patches = layout.split(row[None])
-                kind = self.settings.targets.store_dtype
                 object_id, _, view = key.partition("/")
                 data = {
                     "object_id": object_id,
                     "view": int(view),
-                    "cls": cls[0].numpy().astype(np.float32),
-                    "registers": pack(registers[0], kind),
-                    "patches": pack(patches[0], kind),
+                    **columns_of(row, layout, self.settings.targets.store_dtype),
                 }
                 costs = {"forward": forward / len(keys), "decode": decoded / len(keys)}
                 outcomes[key] = Outcome(
@@ -104,7 +100,7 @@ def make_job(settings: Settings) -> Job:
         "encoder": who["fingerprint"],
         "engine": f"transformers {importlib.metadata.version('transformers')}",
     }
-    schema = schemas.targets(layout.registers, layout.patches, layout.width)
+    schema = schemas.targets(layout.registers, layout.patches, layout.width, section.store_dtype, section.compression)
 
     def rows(shard: str) -> list[Row]:
         held = require_complete(store, "renders", shard, "rendering")
@@ -166,9 +162,10 @@ def label(settings: Settings) -> str:
 
 
 def row_bytes(settings: Settings) -> int:
-    """Bytes of one target row."""
+    """Bytes of one target row, before compression."""
     layout = layout_of(settings.targets)
-    return layout.width * (4 + 2 * (layout.count - 1))
+    token = layout.width + 4 if settings.targets.store_dtype == "int8" else 2 * layout.width
+    return 4 * layout.width + token * (layout.count - 1)
 
 
 if __name__ == "__main__":

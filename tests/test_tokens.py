@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gap3d.features.tokens import TokenLayout, pack, targets_from_prenorm, unpack
+from gap3d.features.tokens import TokenLayout, dequantise, pack, quantise, targets_from_prenorm, unpack
 
 LAYOUT = TokenLayout(registers=4, grid=(3, 5), width=8)
 
@@ -96,3 +96,18 @@ def test_the_description_is_enough_to_decode():
     for name, part in zip(("registers", "patches"), LAYOUT.split(tokens)[1:], strict=True):
         back = unpack(pack(part[0], "bfloat16"), tuple(described[name]["shape"]), described[name]["dtype"])
         assert torch.equal(back, part[0].bfloat16())
+
+
+@given(arrays.arrays(np.float32, (3, 16), elements=st.floats(-100, 100, width=32)))
+def test_int8_is_off_by_at_most_half_a_step_of_its_token(values):
+    tokens = torch.from_numpy(values)
+    steps, scales = quantise(tokens)
+    back = steps.double() * scales.double()[:, None]
+    assert ((back - tokens).abs() <= scales[:, None].double() * 0.5001).all()
+    assert (scales == tokens.abs().amax(-1) / 127).all()
+    assert torch.equal(dequantise(steps, scales), (steps.float() * scales[:, None]).half())
+
+
+def test_int8_refuses_what_is_not_finite():
+    with pytest.raises(ValueError, match="finite"):
+        quantise(torch.tensor([[1.0, float("inf")]]))

@@ -4,6 +4,7 @@ Tokens stand in the encoder's order: CLS, register tokens, patch tokens row by r
 """
 
 import ctypes
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,8 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-StoreDtype = Literal["float16", "bfloat16"]
-TORCH_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+StoreDtype = Literal["float16", "bfloat16", "int8"]
+TORCH_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "int8": torch.int8,
+}
+SERIAL = 32768  # numbers from which torch works in parallel
+STEPS = 127  # of int8, on either side of zero
 NORM_EPS = 1e-5  # of the target's layer norm, not of the encoder's
 
 
@@ -63,14 +71,18 @@ class TokenLayout:
 
     def describe(self, dtype: StoreDtype) -> dict[str, Any]:
         """All that is needed to decode the columns, for the metadata of the parts."""
-        return {
+        described: dict[str, Any] = {
             "order": ["cls", "registers", "patches (row-major)"],
             "normalisation": f"layer norm over channels without affine, eps {NORM_EPS}, of the pre-norm tokens",
             "grid": list(self.grid),
             "cls": {"shape": [self.width], "dtype": "float32"},
-            "registers": {"shape": [self.registers, self.width], "dtype": dtype, "byte_order": "little"},
-            "patches": {"shape": [self.patches, self.width], "dtype": dtype, "byte_order": "little"},
         }
+        for name, count in (("registers", self.registers), ("patches", self.patches)):
+            described[name] = {"shape": [count, self.width], "dtype": dtype, "byte_order": "little"}
+            if dtype == "int8":
+                described[name]["decode"] = f"token = {name} * {name}_scale, one scale a token"
+                described[f"{name}_scale"] = {"shape": [count], "dtype": "float32", "byte_order": "little"}
+        return described
 
 
 def targets_from_prenorm(tokens: Tensor) -> Tensor:
@@ -85,7 +97,65 @@ def targets_from_prenorm(tokens: Tensor) -> Tensor:
     return torch.nn.functional.layer_norm(tokens.float(), tokens.shape[-1:], eps=NORM_EPS)
 
 
-def pack(array: Tensor | NDArray[Any], dtype: StoreDtype) -> bytes:
+def columns_of(tokens: Tensor, layout: TokenLayout, dtype: StoreDtype) -> dict[str, Any]:
+    """The tokens of one image as the columns of a target part.
+
+    Args:
+        tokens: [T, C], of any precision.
+        layout: T and C.
+        dtype: number format of registers and patches; with int8 each has a column of scales beside it.
+
+    Returns:
+        ``cls`` float32 [C]; ``registers``, ``patches`` (and ``..._scale``) as bytes.
+
+    Raises:
+        ValueError: another shape, or numbers that are not finite in that format.
+    """
+    cls, registers, patches = layout.split(tokens[None])
+    columns: dict[str, Any] = {"cls": cls[0].float().numpy()}
+    for name, part in (("registers", registers[0]), ("patches", patches[0])):
+        if dtype == "int8":
+            values, scales = quantise(part)
+            columns |= {name: pack(values, "int8"), f"{name}_scale": pack(scales, "float32")}
+        else:
+            columns[name] = pack(part, dtype)
+    return columns
+
+
+def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 with one scale a token: the greatest magnitude of a token is 127.
+
+    Args:
+        tokens: [..., C].
+
+    Returns:
+        int8 [..., C] and float32 [...]; a number differs from what it was by at most half of its token's scale.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    exact = tokens.float()
+    if not torch.isfinite(exact).all():
+        raise ValueError(f"numbers of shape {tuple(tokens.shape)} are not all finite")
+    scales = exact.abs().amax(-1) / STEPS
+    # A token of zeros has scale 0, and its quotients are not numbers.
+    values = torch.nan_to_num(exact / scales[..., None]).round().clamp(-STEPS, STEPS)
+    return values.to(torch.int8), scales
+
+
+def dequantise(values: Tensor, scales: Tensor) -> Tensor:
+    """The inverse of ``quantise`` up to its error: float16 [..., C]."""
+    tokens = torch.empty(values.shape, dtype=torch.float16)
+    # So few at a time that they stay in the cache, and that torch takes one thread for them: it would wait for all
+    # cores, whatever else they have to do, and a loader has workers for more than one.
+    few = max(1, (SERIAL - 1) // max(1, values.shape[-1]))
+    pieces = (tensor.flatten(0, -2).split(few) for tensor in (tokens, values, scales[..., None]))
+    for target, value, scale in zip(*pieces, strict=True):
+        target.copy_(value * scale)
+    return tokens
+
+
+def pack(array: Tensor | NDArray[Any], dtype: StoreDtype | Literal["float32"]) -> bytes:
     """Numbers of any shape as the bytes of a fixed-size binary column, little-endian.
 
     Raises:
@@ -97,13 +167,13 @@ def pack(array: Tensor | NDArray[Any], dtype: StoreDtype) -> bytes:
     return tensor.view(torch.uint8).numpy().tobytes()
 
 
-def unpack(buffer: Any, shape: tuple[int, ...], dtype: StoreDtype) -> Tensor:
+def unpack(buffer: Any, shape: tuple[int, ...], dtype: str) -> Tensor:
     """The inverse of ``pack``, without a copy.
 
     Args:
         buffer: bytes, memoryview, Arrow buffer or array; kept alive by the result.
         shape: of the result; several rows of a column may be taken at once.
-        dtype: what was packed.
+        dtype: what was packed, a name in ``TORCH_DTYPES``.
 
     Returns:
         A tensor over the buffer's memory. Read it, never write to it: the memory may be a mapped file.
@@ -113,7 +183,7 @@ def unpack(buffer: Any, shape: tuple[int, ...], dtype: StoreDtype) -> Tensor:
     """
     memory = np.frombuffer(buffer, dtype=np.uint8)
     kind = TORCH_DTYPES[dtype]
-    if memory.size != int(np.prod(shape)) * kind.itemsize:
+    if memory.size != math.prod(shape) * kind.itemsize:
         raise ValueError(f"{memory.size} bytes are not {dtype} of shape {shape}")
     if not memory.size:
         return torch.empty(shape, dtype=kind)

@@ -1,0 +1,43 @@
+"""Prints a line for each dataset: what a pass adds to anonymous memory at most, the bound it states, the bytes it read.
+
+Arguments: a JSON list of [folder, batch size, options of TargetDataset]. Mapped pages of a file are not counted: they
+are the page cache's, which the kernel takes back when it likes.
+"""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from torch.utils.data import DataLoader
+
+from gap3d.readers.batches import Collate
+from gap3d.readers.targets import TargetDataset
+
+
+def anonymous():
+    """Bytes of this process that are no file's."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+
+def peak(dataset):
+    """(bytes added at most, bytes read) of one pass in which every page is looked at."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    base, most, read = anonymous(), 0, 0
+    for batch in DataLoader(dataset, dataset.batch_size, collate_fn=Collate()):
+        read += batch.tokens.nbytes
+        assert batch.tokens.view(torch.int16).flatten()[::2048].sum() is not None
+        most = max(most, anonymous() - base)
+    return most, read
+
+
+if __name__ == "__main__":
+    for folder, batch, options in json.loads(sys.argv[1]):
+        dataset = TargetDataset(folder, batch_size=batch, **options)
+        next(iter(dataset))  # what is loaded once is not the dataset's
+        most, read = peak(dataset)
+        sys.stdout.write(f"{most} {dataset.most_bytes()} {read}\n")
