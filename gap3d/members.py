@@ -167,5 +167,10 @@ def tar_members(file: Any, stream: Stream) -> Iterator[Member]:
             yield Member(name=info.name, link=posixpath.normpath(info.linkname))
         else:
             yield Member(name=info.name, refusal="no regular file")
-    if stream.last != bytes(tarfile.BLOCKSIZE):  # tarfile takes a cut or a damaged header for the end
+    end_mark(stream)
+
+
+def end_mark(stream: Stream) -> None:
+    """Raises ReadError unless a tar's headers ended with its end: tarfile takes a cut or a damaged one for it."""
+    if stream.last != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("no end mark where its headers end")

@@ -2,14 +2,18 @@
 
 import hashlib
 import logging
+import re
+import sys
 import tarfile
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from gap3d import temporary
 from gap3d.blobs import sha256_of
+from gap3d.members import DAMAGED, Stream, end_mark
 from gap3d.parts import TEMPORARY, fsync_path
 from gap3d.records import Failure, Status, SystemicFault
 from gap3d.store import free_bytes
@@ -17,7 +21,29 @@ from gap3d.store import free_bytes
 log = logging.getLogger(__name__)
 
 NEEDED = frozenset({"jpg", "txt"})  # what the loader of the released training code takes of a sample
+META = re.compile(r"__[^/]*__($|/)")  # what webdataset skips
 RESERVE = 1 << 30  # bytes of a disk that are left alone
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a member's bytes lie in its tar."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Members that lie side by side and differ in their extension only.
+
+    Attributes:
+        stem: their common name, with its folder.
+        members: where the bytes of each lie, by extension in lower case.
+    """
+
+    stem: str
+    members: dict[str, Span] = field(default_factory=dict)
 
 
 def stamp_of(path: Path) -> str:
@@ -62,12 +88,50 @@ def counted(path: Path) -> tuple[int, int]:
     return whole, lacking
 
 
+def samples(path: Path) -> Iterator[Sample]:
+    """The samples of a tar in their order, as webdataset groups them; headers are read, and no member.
+
+    A name without an extension is no part of a sample. One that comes a second time begins another sample.
+
+    Raises:
+        Failure: ``unsupported``: it is no plain tar, or cut off; what came before it is good.
+    """
+    from webdataset.tariterators import base_plus_ext  # takes torch with it
+
+    open_one: Sample | None = None
+    try:
+        with path.open("rb") as plain:
+            stream = Stream(plain, path, sys.maxsize)
+            with tarfile.TarFile(fileobj=stream) as file:  # type: ignore[arg-type]
+                for info in headers(file):
+                    stem, extension = base_plus_ext(info.name)
+                    if not info.isreg() or stem is None or META.match(info.name):
+                        continue
+                    extension = extension.lower()
+                    if open_one is None or stem != open_one.stem or extension in open_one.members:
+                        if open_one is not None:
+                            yield open_one
+                        open_one = Sample(stem)
+                    # What is sparse lies in pieces: without a span, it is there and can't be read.
+                    open_one.members[extension] = Span(info.offset_data, -1 if info.issparse() else info.size)
+            if open_one is not None:
+                last, open_one = open_one, None
+                yield last
+            end_mark(stream)
+    except (*DAMAGED, UnicodeDecodeError, ValueError) as error:
+        raise Failure(Status.UNSUPPORTED, f"no plain tar that can be read: {error}") from error
+
+
 def names(file: Any) -> Iterable[str]:
     """Names of a tar's files."""
+    return (info.name for info in headers(file) if info.isreg())
+
+
+def headers(file: Any) -> Iterator[tarfile.TarInfo]:
+    """What the headers of a TarFile say, one after another."""
     while (info := file.next()) is not None:
         file.members = []  # it would keep every one
-        if info.isreg():
-            yield info.name
+        yield info
 
 
 def write(path: Path, samples: Iterable[Mapping[str, Any]]) -> str:

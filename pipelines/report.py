@@ -23,6 +23,7 @@ class ShardReport:
         by_status: rows by status.
         digest: digest of the shard's content.
         seconds: work on this shard's rows in this run, summed over workers.
+        costs: the same by kind of work, with what the run itself spent on writing and committing them.
     """
 
     stage: str
@@ -36,6 +37,7 @@ class ShardReport:
     digest: str
     seconds: float = 0.0
     why: dict[str, int] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
 
     def prove(self) -> None:
         """Raises RuntimeError unless every expected row is there."""
