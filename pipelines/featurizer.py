@@ -120,10 +120,11 @@ class Featurizer:
             "object_id": object_id,
             "view": int(view),
             "cls": cls[0].numpy().astype(np.float32),
-            # Arrays over the bytes: they go to another process in shared memory, and are read there where they lie.
-            "registers": np.frombuffer(pack(registers[0], kind), np.uint8),
-            "patches": np.frombuffer(pack(patches[0], kind), np.uint8),
+            "registers": pack(registers[0], kind),
+            "patches": pack(patches[0], kind),
         }
+        # Arrays over the bytes: they go to another process in shared memory, and are read there where they lie.
+        data = {name: np.frombuffer(cell, np.uint8) if isinstance(cell, bytes) else cell for name, cell in data.items()}
         digest = fingerprints.row_digest("ok", data)
         spent = {**costs, "pack": time.perf_counter() - begun}
         return Outcome(

@@ -14,7 +14,7 @@ from gap3d.schemas import StageSchema
 from gap3d.settings import Settings
 from gap3d.store import ShardWriter, Store
 from pipelines.cluster import open_pool
-from pipelines.progress import elapsed, progress, show_bytes
+from pipelines.progress import progress, show_bytes
 from pipelines.report import Report, ShardReport
 from pipelines.worker import Broken, Resources, Worker
 
@@ -70,7 +70,8 @@ class Job:
         factory: makes a worker.
         metadata: goes into every part of a stage.
         bytes_of: what an outcome counts beside the bar of progress; None shows rows only.
-        says: what else to say beside the bar, of an item's outcomes and the seconds since the run began.
+        unit: what the bar of progress calls a row.
+        says: what else to say beside it, once the outcomes of one more item have come.
         deadline_s: an item without an answer for so long costs its worker, which has tighter limits of its own; None
             takes twice the time limit of an object and some more.
     """
@@ -83,7 +84,8 @@ class Job:
     resources: Resources
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     bytes_of: Callable[[Outcome], int] | None = None
-    says: Callable[[Sequence[Outcome], float], str] | None = None
+    unit: str = "row"
+    says: Callable[[Sequence[Outcome]], str] | None = None
     deadline_s: float | None = None
 
 
@@ -208,12 +210,12 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
     label = "+".join(job.stages)
     works = False
     try:
-        with progress(total=sum(len(item.rows) for item in items), desc=label, unit="row") as bar:
+        with progress(total=sum(len(item.rows) for item in items), desc=label, unit=job.unit) as bar:
             for item, found in outcomes(pool, items, settings):
                 if job.bytes_of:
                     show_bytes(bar, sum(map(job.bytes_of, found)))
                 if job.says:
-                    bar.set_postfix_str(job.says(found, elapsed(bar)), refresh=False)
+                    bar.set_postfix_str(job.says(found), refresh=False)
                 bar.update(len(item.rows))
                 for outcome in found:
                     followed = bool(outcome.origin) and bool(streak)  # it goes with the failure that it passes on

@@ -92,9 +92,8 @@ def make_job(settings: Settings) -> Job:
 
     busy = Utilisation()
 
-    def says(found: Sequence[Outcome], elapsed_s: float) -> str:
-        busy.add(outcome.costs for outcome in found)
-        return f"{busy.images / max(elapsed_s, 1e-3):.3g} images/s, {busy}"
+    def says(found: Sequence[Outcome]) -> str:
+        return str(busy.add(outcome.costs for outcome in found))
 
     threads, gpus = settings.compute.encoder_threads, settings.compute.encoder_gpus
     custom = settings.compute.encoder_resources
@@ -107,6 +106,7 @@ def make_job(settings: Settings) -> Job:
         resources=Resources(
             max(1, settings.compute.workers // threads), cpus=float(threads), gpus=gpus, custom=custom, ahead=AHEAD
         ),
+        unit="image",
         says=says,
         metadata={
             STAGE: {

@@ -28,12 +28,21 @@ class Utilisation:
                     self.seconds[name] += each.get(name, 0.0)
         return self
 
+    @classmethod
+    def of(cls, costs: Mapping[str, float], images: int) -> "Utilisation":
+        """That of sums over so many rows; nothing where none of them was encoded."""
+        if FORWARD not in costs:
+            return cls()
+        return cls(images, {name: costs.get(name, 0.0) for name in (FORWARD, DECODE, FEED)})
+
+    def __add__(self, other: "Utilisation") -> "Utilisation":
+        seconds = {name: self.seconds[name] + other.seconds[name] for name in self.seconds}
+        return Utilisation(self.images + other.images, seconds)
+
     def share(self, name: str) -> float:
         """Share of the time, in [0, 1]."""
         return self.seconds[name] / (sum(self.seconds.values()) or 1.0)
 
     def __str__(self) -> str:
-        return (
-            f"encoder {self.share(FORWARD):.1%} busy, waits {self.share(DECODE):.1%} for decoding, "
-            f"{self.share(FEED):.1%} for work"
-        )
+        busy, decode, feed = (f"{self.share(name):.1%}" for name in (FORWARD, DECODE, FEED))
+        return f"encoder busy {busy}, waits: decode {decode}, work {feed}"
