@@ -194,37 +194,40 @@ class RayPool:
             self.failed_starts += 1
             if self.failed_starts >= STARTS:
                 raise SystemicFault(f"a worker does not start: {error}") from error
-            self.replace(seat)
+            self.drop(seat)
+            self.add()
 
     def lose(self, seat: Seat, waiting: deque[Any], error: Exception | None) -> Iterator[tuple[Any, Broken]]:
         """Ask for a fresh actor in a dead one's place; the item it was at is its answer, others go back in line.
 
-        Of several at work in one actor the first is taken for the guilty one. That may be wrong, so an item's last try
-        is made alone.
-
-        An item whose actor went with its node gets another try for nothing, once: a node that dies is no item's
-        fault, unless it is the same item's every time.
+        Where several were at work in it, any of them may have done it: that is the answer of each, and their last try
+        is made alone. An item whose actor went with its node gets another try for nothing, once: a node that dies is
+        no item's fault, unless it is the same item's every time.
         """
-        (_, guilty), *others = seat.queue
-        waiting.extendleft(item for _, item in reversed(others))
-        self.replace(seat)
-        if error is not None and id(guilty) not in self.spared and self.went_with_its_node(seat, error):
+        items = [item for _, item in seat.queue]
+        at_work = len(items) if self.resources.ahead > 1 else 1
+        gone = error is not None and self.went_with_its_node(seat, error)
+        blamed = [item for item in items[:at_work] if not gone or id(item) in self.spared]
+        if len(blamed) < at_work:
             log.warning("the Ray node %s is gone: its work is done again elsewhere", (seat.node or "")[:8])
-            self.spared.add(id(guilty))
-            waiting.appendleft(guilty)
-        else:
-            silent = f"no answer for {self.deadline_s:.0f} s"
-            yield guilty, Broken(silent if error is None else "the worker process died", died=True)
+        answered = set(map(id, blamed))
+        self.spared.update(map(id, items[:at_work] if gone else []))
+        waiting.extendleft(item for item in reversed(items) if id(item) not in answered)
+        self.drop(seat)
+        if waiting:
+            self.add()
+        silent = f"no answer for {self.deadline_s:.0f} s"
+        for item in blamed:
+            yield item, Broken(silent if error is None else "the worker process died", died=True)
 
     def went_with_its_node(self, seat: Seat, error: Exception) -> bool:
         """Whether not the worker alone is gone; of a worker alone its node tells at once that it died."""
         return seat.node not in self.nodes() or not isinstance(error, self.ray.exceptions.ActorDiedError)
 
-    def replace(self, seat: Seat) -> None:
-        """Another actor in a seat's place."""
+    def drop(self, seat: Seat) -> None:
+        """Let go of an actor."""
         self.ray.kill(seat.actor)
         self.seats.remove(seat)
-        self.add()
 
     def require_someone(self) -> None:
         """Nothing to do while there is a worker; without one, there has to be hope of one.
