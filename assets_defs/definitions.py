@@ -10,12 +10,8 @@ from assets_defs.left_behind import left_behind
 from assets_defs.lost import lost_runs
 from assets_defs.pictures import quality_gates
 from assets_defs.resources import Compute
-<<<<<<< HEAD
 from assets_defs.tokens import tokens_healthy
-from assets_defs.watch import watch_source
-=======
 from assets_defs.watch import watch_images, watch_source
->>>>>>> d200c70 (Programs, pages and Dagster know a collection of images; how busy the encoder is stands in the bar, the report and the metadata)
 
 STAGES = ("downloads", "views", "renders", "targets") if RENDERED else ("images", "targets")
 line = dg.define_asset_job(
@@ -32,11 +28,7 @@ nightly = dg.ScheduleDefinition(
 
 defs = dg.Definitions(
     assets=[*ASSETS, *image_text.ASSETS],
-<<<<<<< HEAD
-    asset_checks=[*CHECKS, *image_text.CHECKS, quality_gates, tokens_healthy],
-=======
-    asset_checks=[*CHECKS, *image_text.CHECKS, *([quality_gates] if RENDERED else [])],
->>>>>>> d200c70 (Programs, pages and Dagster know a collection of images; how busy the encoder is stands in the bar, the report and the metadata)
+    asset_checks=[*CHECKS, *image_text.CHECKS, *([quality_gates] if RENDERED else []), tokens_healthy],
     resources={"compute": Compute()},
     sensors=[on_change, left_behind, lost_runs, watch_source if RENDERED else watch_images],
     schedules=[nightly] if RENDERED else [],  # what watch_images sees is all there is to see

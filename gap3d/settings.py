@@ -8,7 +8,7 @@ fingerprint. *Limits* (timeouts, sizes, memory, attempts) only matter to rows th
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gap3d.image_settings import CocoSettings, ImageSettings, ImageTextSettings
