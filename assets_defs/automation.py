@@ -44,6 +44,13 @@ WHEN_SETTLED = (
     & ~AC.asset_matches("downloads", DEPS_UPDATED)
 )
 
+# Of a collection of images: the first asset depends on nothing here, and a caption that changes no target still passes
+# through its shard's targets.
+FIRST = (NEVER_MADE | NEW_VERSION) & ~AC.in_progress()
+AFTER_TARGETS = (
+    DEPS_UPDATED.ignore(dg.AssetSelection.assets(dg.AssetKey("images"))) | NEVER_MADE | NEW_VERSION
+) & GUARDS
+
 on_change = dg.AutomationConditionSensorDefinition(
     "on_change",
     target=dg.AssetSelection.all(),

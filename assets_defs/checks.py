@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 import dagster as dg
 
+from assets_defs.partitions import SETTINGS
 from assets_defs.resources import Compute
-from gap3d.schemas import STAGES
+from gap3d.schemas import IMAGE_STAGES, STAGES
 from gap3d.store import ALL
 from pipelines.command import open_store
 
@@ -75,4 +76,4 @@ def intact(stage: str) -> dg.AssetChecksDefinition:
     return check
 
 
-CHECKS = [intact(stage) for stage in STAGES]
+CHECKS = [intact(stage) for stage in (STAGES if SETTINGS.pictures == "renders" else IMAGE_STAGES)]

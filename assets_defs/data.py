@@ -1,4 +1,4 @@
-"""The data assets: catalog, downloads, views, renders, targets, dataset."""
+"""The data assets: catalog, downloads, views, renders, or images in their place; targets, dataset."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from assets_defs import events
-from assets_defs.automation import FIRST_HOP, ON_CHANGE, ON_NEW_VERSION, WHEN_SETTLED
+from assets_defs.automation import AFTER_TARGETS, FIRST, FIRST_HOP, ON_CHANGE, ON_NEW_VERSION, WHEN_SETTLED
 from assets_defs.partitions import SETTINGS, SHARDS
 from assets_defs.resources import Compute
 from assets_defs.tokens import looks as token_looks
@@ -17,6 +17,7 @@ from pipelines import rendering
 OWNERS = ["team:gap3d"]
 DATA_VERSION = "dagster/data_version"
 ENGINES = rendering.engine_versions()
+RENDERED = SETTINGS.pictures == "renders"
 
 
 def version(stage: str, *parts: str) -> str:
@@ -163,7 +164,28 @@ def views_and_renders(context: dg.AssetExecutionContext, compute: Compute) -> It
 
 
 @dg.asset(
-    deps=["renders"],
+    partitions_def=SHARDS,
+    group_name="images",
+    kinds={"python", "ray"},
+    owners=OWNERS,
+    code_version=version(
+        "images", fingerprints.settings_digest(SETTINGS.images), fingerprints.settings_digest(SETTINGS.catalog)
+    ),
+    automation_condition=FIRST,
+    check_specs=events.check_specs("images"),
+    pool="images",
+)
+def images(context: dg.AssetExecutionContext, compute: Compute) -> dg.MaterializeResult:
+    """Images of tars or of a folder, with captions, split and rank: where a collection has no objects to render.
+
+    Start here. A tar or file that is as it was is not read again; every sample has a row.
+    """
+    shard = context.partition_key
+    return events.result("images", compute.run(context, "images", [shard]), shard)
+
+
+@dg.asset(
+    deps=[SETTINGS.pictures],
     partitions_def=SHARDS,
     group_name="features",
     kinds={"pytorch", "ray", "parquet"},
@@ -174,7 +196,9 @@ def views_and_renders(context: dg.AssetExecutionContext, compute: Compute) -> It
     pool="targets",
 )
 def targets(context: dg.AssetExecutionContext, compute: Compute) -> dg.MaterializeResult:
-    """DINOv2 CLS, register and patch tokens of every render: the tensors that the aligner learns to generate."""
+    """CLS, register and patch tokens of every render, or image: the tensors that the aligner learns to generate.
+
+    `encoder_busy` of a materialisation is the share of the encoders' time in which they had something to encode."""
     from pipelines.targets import label
 
     shard = context.partition_key
@@ -184,12 +208,12 @@ def targets(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
 
 
 @dg.asset(
-    deps=[targets, catalog],
+    deps=[targets, "catalog" if RENDERED else "images"],
     group_name="features",
     kinds={"python", "parquet"},
     owners=OWNERS,
     code_version=version("dataset", fingerprints.settings_digest(SETTINGS.dataset)),
-    automation_condition=WHEN_SETTLED,
+    automation_condition=WHEN_SETTLED if RENDERED else AFTER_TARGETS,
     check_specs=events.check_specs("dataset"),
     pool="dataset",
 )
@@ -204,11 +228,5 @@ def dataset(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
     return events.result("dataset", report, ALL, token_looks(compute.settings()))
 
 
-ASSETS: Sequence[dg.AssetsDefinition | dg.AssetSpec] = [
-    catalog,
-    shard_manifest,
-    downloads,
-    views_and_renders,
-    targets,
-    dataset,
-]
+OF_OBJECTS: Sequence[dg.AssetsDefinition | dg.AssetSpec] = [catalog, shard_manifest, downloads, views_and_renders]
+ASSETS: Sequence[dg.AssetsDefinition | dg.AssetSpec] = [*(OF_OBJECTS if RENDERED else [images]), targets, dataset]

@@ -11,8 +11,9 @@ from gap3d.report import contact_sheet
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines.command import open_store
-from pipelines.previews import shard_report, shard_tiles
+from pipelines.previews import image_tiles, shard_report, shard_tiles
 from pipelines.report import Report, ShardReport
+from pipelines.utilisation import DECODE, FEED, FORWARD, Utilisation
 
 FAULTS = ("internal_error",)
 SHOWN = 18  # objects on a contact sheet
@@ -34,6 +35,13 @@ def metadata(report: ShardReport, wall_s: float) -> dict[str, Any]:
         "rows_per_second": round(rate, 3),
         "digest": report.digest,
     }
+    busy = Utilisation.of(report.costs, report.computed)
+    if busy.images:
+        found["encoder_busy"] = round(busy.share(FORWARD), 4)  # the rest is waiting
+        found["encoder_waits_for_decoding"] = round(busy.share(DECODE), 4)
+        found["encoder_waits_for_work"] = round(busy.share(FEED), 4)
+    if report.costs:
+        found["seconds_by_work"] = dg.MetadataValue.json(report.costs)
     if report.why:
         found["why_computed"] = dg.MetadataValue.json(report.why)
     return found
@@ -45,8 +53,8 @@ def funnel(report: Report) -> str:
     return "\n".join(["| step | left out | rows |", "|---|---|---|", *lines])
 
 
-def picture(store: Store, shard: str) -> dg.MetadataValue:
-    """The shard's contact sheet: objects, their views, visibility scores.
+def picture(store: Store, settings: Settings, shard: str) -> dg.MetadataValue:
+    """The shard's contact sheet: objects, their views, visibility scores; or its images.
 
     The UI shows markdown of less than 1000 characters at once and folds the rest; a picture is longer.
 
@@ -54,12 +62,15 @@ def picture(store: Store, shard: str) -> dg.MetadataValue:
         dg.Failure: a part that the sheet is made from is damaged.
     """
     with damage_told(shard):
-        sheet = contact_sheet(shard_tiles(store, shard, SHOWN))
+        rendered = settings.pictures == "renders"
+        sheet = contact_sheet(
+            shard_tiles(store, shard, SHOWN) if rendered else image_tiles(store, settings, shard, SHOWN)
+        )
     return dg.MetadataValue.md(f"![contact sheet](data:image/jpeg;base64,{base64.b64encode(sheet).decode()})")
 
 
 def looks(settings: Settings, shard: str) -> dict[str, dg.MetadataValue]:
-    """What a person can look at: the shard's contact sheet, and the path of its HTML report, brought up to date.
+    """What a person can look at: the shard's contact sheet, and of objects the path of the HTML report, up to date.
 
     A path, not a link: a browser follows none from http:// to file://; the UI copies a path with one click.
 
@@ -67,9 +78,11 @@ def looks(settings: Settings, shard: str) -> dict[str, dg.MetadataValue]:
         dg.Failure: a part that they are made from is damaged.
     """
     store = open_store(settings)
-    with damage_told(shard):
-        report = shard_report(store, settings, shard)
-    return {"contact_sheet": picture(store, shard), "report": dg.MetadataValue.path(report)}
+    found = {"contact_sheet": picture(store, settings, shard)}
+    if settings.pictures == "renders":
+        with damage_told(shard):
+            found["report"] = dg.MetadataValue.path(shard_report(store, settings, shard))
+    return found
 
 
 @contextmanager

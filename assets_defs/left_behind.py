@@ -7,11 +7,16 @@ from dataclasses import dataclass
 import dagster as dg
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 
-from assets_defs.partitions import SHARDS
+from assets_defs.partitions import SETTINGS, SHARDS
 
 TRIES = 3  # of the same work on the same inputs
 AT_ONCE = 32  # what one tick requests: what failed for one reason may fail for it again
-SHARDED = {"downloads": "shard_manifest", "views": "downloads", "renders": "views", "targets": "renders"}
+RENDERED = SETTINGS.pictures == "renders"
+SHARDED = (
+    {"downloads": "shard_manifest", "views": "downloads", "renders": "views", "targets": "renders"}
+    if RENDERED
+    else {"images": "", "targets": "images"}  # the first is made from nothing here
+)
 ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 BACKFILLING = [BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING]
 MADE = dg.DagsterEventType.ASSET_MATERIALIZATION
@@ -44,9 +49,11 @@ def shards_behind(instance: dg.DagsterInstance, versions: Mapping[str, str | Non
 
     Order of events stands for content: what came out as it was may be run once more, and computes nothing.
     """
+    first = next(iter(SHARDED))
     made = {
         asset: instance.get_latest_storage_id_by_partition(dg.AssetKey(asset), MADE)
-        for asset in ("shard_manifest", *SHARDED)
+        for asset in (*SHARDED, *SHARDED.values())
+        if asset
     }
     failed = {
         asset: instance.event_log_storage.get_latest_asset_partition_materialization_attempts_without_materializations(
@@ -54,7 +61,8 @@ def shards_behind(instance: dg.DagsterInstance, versions: Mapping[str, str | Non
         )
         for asset in SHARDED
     }
-    for shard in sorted(made["shard_manifest"]):
+    made[""] = {shard: 0 for tried in (made, failed) for shard in tried[first]} if not RENDERED else {}
+    for shard in sorted(made[SHARDED[first]]):
         for number, (asset, source) in enumerate(SHARDED.items()):
             run, _ = failed[asset].get(shard, (None, 0))
             if run is not None or made[asset].get(shard, 0) < made[source][shard]:
@@ -77,8 +85,8 @@ def latest(instance: dg.DagsterInstance, asset: str) -> int:
 
 def behind(instance: dg.DagsterInstance, versions: Mapping[str, str | None], shards: int) -> list[Work]:
     """All that is not up to date, whether or not somebody works on it."""
-    catalog = latest(instance, "catalog")
-    if run := failed_run(instance, "catalog", catalog):
+    catalog = latest(instance, "catalog") if RENDERED else 0
+    if RENDERED and (run := failed_run(instance, "catalog", catalog)):
         return [Work(("catalog",), None, f"{catalog} {versions['catalog']}", run)]  # what follows would be older again
     found = list(shards_behind(instance, versions))
     made, source = latest(instance, "dataset"), latest(instance, "targets")
@@ -106,7 +114,7 @@ def quiet(instance: dg.DagsterInstance, found: list[Work]) -> list[Work] | None:
 
 
 @dg.sensor(
-    target=dg.AssetSelection.assets("catalog", *SHARDED, "dataset"),
+    target=dg.AssetSelection.assets(*(["catalog"] if RENDERED else []), *SHARDED, "dataset"),
     minimum_interval_seconds=600,
     description=f"Runs again what is not up to date and nobody works on: shards whose run failed or was lost, and what "
     f"on_change missed. At most {TRIES} times for the same inputs and the same code; what a person cancelled, never.",

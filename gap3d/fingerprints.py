@@ -40,12 +40,14 @@ def row_digest(status: str, data: Mapping[str, Any] | None, exempt: Iterable[str
 
     Args:
         status: the row's status; a failed row's digest is that of its status alone.
-        data: column values; bytes and arrays are hashed as they lie in memory.
+        data: column values; bytes and arrays are hashed as they lie in memory, an array of bytes [N] as the bytes.
         exempt: columns that say where content lies, not what it is.
     """
     state = hashlib.sha256(status.encode())
     for name in sorted(set(data or ()) - set(exempt)):
         value = (data or {})[name]
+        if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 1:
+            value = np.ascontiguousarray(value).data
         if isinstance(value, bytes | bytearray | memoryview):
             state.update(f"\0{name}\0{len(value)}\0".encode())
             state.update(value)

@@ -12,7 +12,7 @@ from gap3d import manifest
 from gap3d.lease import lease
 from gap3d.manifest import Manifest
 from gap3d.parts import PartWriter, read_rows
-from gap3d.schemas import CATALOG, DATASET, DOWNLOADS, RENDERS, TARGET_ROWS, VIEWS, StageSchema
+from gap3d.schemas import CATALOG, DATASET, DOWNLOADS, IMAGES, RENDERS, TARGET_ROWS, VIEWS, StageSchema
 from gap3d.store import Store, leftovers, now
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,14 @@ log = logging.getLogger(__name__)
 LIVE_SHARE = 0.5  # a part with fewer live rows is rewritten
 PART_BYTES = 512 * 1024**2  # a new part is closed at this size
 SMALL_PARTS = 8  # so many parts that together fill less than one are rewritten as one
-SCHEMAS = {"catalog": CATALOG, "downloads": DOWNLOADS, "views": VIEWS, "renders": RENDERS, "dataset": DATASET}
+SCHEMAS = {
+    "catalog": CATALOG,
+    "downloads": DOWNLOADS,
+    "views": VIEWS,
+    "renders": RENDERS,
+    "images": IMAGES,
+    "dataset": DATASET,
+}
 
 
 @dataclass(frozen=True)

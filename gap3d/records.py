@@ -100,6 +100,7 @@ class Outcome:
     reason: str = ""
     origin: str = ""  # the earlier stage whose failure this row passes on
     data: Mapping[str, Any] | None = None  # the stage's columns; None unless ok
+    digest: str = ""  # the row's, where the worker has computed it already
     seconds: float = 0.0
     attempts: int = 1
     device: str = ""

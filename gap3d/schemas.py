@@ -9,6 +9,7 @@ Compression = Literal["none", "zstd"]
 SCHEMA_VERSION = 3
 REWRITTEN = {"catalog": 3, "dataset": 3, "views": 2, "renders": 2}  # since when a stage's older rows are made again
 STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")  # in the order of the line
+IMAGE_STAGES = ("images", "targets", "dataset")  # the line of a collection of images
 
 TARGET_ROWS = 8  # of a row group of targets: 22 MB at ViT-L and 518 pixels
 TAR_STAGES = ("image_text", "coco")  # beside the line: image-text pairs, unsharded
@@ -132,6 +133,29 @@ RENDERS = StageSchema(
         ]
     ),
     row_group_rows=16,
+)
+# Images that were there already, in the place of RENDERS.
+IMAGES = StageSchema(
+    pa.schema(
+        [
+            KEY,
+            ("object_id", pa.string()),
+            ("view", pa.int32()),  # always 0: keys are as those of renders
+            ("source", pa.string()),  # tars or folder
+            ("identifier", pa.string()),  # path of the tar#stem of the sample, or path of the file
+            ("place", pa.string()),  # the tar or file, below the source's folder
+            ("offset", pa.int64()),  # of the image in it
+            ("bytes", pa.int64()),
+            ("format", pa.string()),  # jpg, png or webp, by its name
+            ("sha256", pa.string()),  # of the image's bytes: all that a target depends on
+            ("captions", pa.list_(pa.string())),  # longest first; empty where there is none
+            ("licence", pa.string()),
+            ("group", pa.string()),  # what came together: the tar
+            ("split", pa.string()),  # by sha256: the same picture twice is on one side
+            ("rank", pa.int64()),
+        ]
+    ),
+    exempt=("place", "offset"),
 )
 DATASET = StageSchema(
     pa.schema(

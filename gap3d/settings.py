@@ -8,18 +8,15 @@ fingerprint. *Limits* (timeouts, sizes, memory, attempts) only matter to rows th
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gap3d.image_settings import CocoSettings, ImageSettings, ImageTextSettings
+from gap3d.section import Section
 
 GIB = 1024**3
 RANDOM_ENCODERS = ("random-small", "random-small-dinov3")
 Origin = Literal["github", "sketchfab", "thingiverse", "smithsonian"]
-
-
-class Section(BaseModel):
-    """A group of settings: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class SourceSettings(Section):
@@ -240,47 +237,6 @@ class DatasetSettings(Section):
     """The first so many ok rows by rank; none takes all."""
 
 
-class ImageTextSettings(Section):
-    """Image-text pairs of the hub: WebDataset tars (specification 1.2)."""
-
-    repositories: dict[str, str] = {}
-    """Dataset repositories and the revision of each: a commit. A branch or tag, such as main, is resolved to its
-    commit by every run."""
-    patterns: Annotated[tuple[str, ...], Field(min_length=1)] = ("*.tar",)
-    """Which files of a repository, by their path in it, with * and ?."""
-    count: PositiveInt | None = None
-    """The first so many tars of every repository, by path; none takes all."""
-    most_bytes: PositiveInt | None = None
-    """Tars are taken in order while all together stay below this."""
-    folder: Path | None = None
-    """Where the tars lie, all in one flat folder. Default: tars, in the collection's folder."""
-
-    @field_validator("folder")
-    @classmethod
-    def folder_holds_anywhere(cls, folder: Path | None) -> Path | None:
-        """A job runs in no folder of the caller's."""
-        return folder.expanduser().absolute() if folder else None
-
-
-class CocoSettings(Section):
-    """MS-COCO as image-text tars with the caption of the evaluation protocol (specification 8.1)."""
-
-    path: Path | None = None
-    """The folder that holds val2017 and annotations, as folders or as the official zips."""
-    split: Annotated[str, Field(pattern=r"^(train|val)20\d\d$")] = "val2017"
-    """Name of the image folder, and of the annotations that belong to it."""
-    seed: int = 0
-    """Of the draw of one caption an image; the protocol's is 0."""
-    tar_images: PositiveInt = 1000
-    """Images in one tar."""
-
-    @field_validator("path")
-    @classmethod
-    def path_holds_anywhere(cls, path: Path | None) -> Path | None:
-        """A job runs in no folder of the caller's."""
-        return path.expanduser().absolute() if path else None
-
-
 class Limits(Section):
     """Bounds that end a row, never the run."""
 
@@ -326,7 +282,7 @@ class NetworkSettings(Section):
     """One object's transfer, tries included."""
     repository_s: PositiveFloat = 3600.0
     """One repository's transfer, or one tar's, tries included."""
-    instead_of: dict[str, str] = {}
+    instead_of: dict[str, str] = Field(default={})
     """Beginnings of addresses and what to ask instead: mirrors. Git has its own (url.<base>.insteadOf), the hub
     HF_ENDPOINT."""
 
@@ -345,18 +301,19 @@ class ComputeSettings(Section):
     the run aborts."""
     render_gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that Ray grants to one Blender: 1 on a cluster that renders on GPUs."""
-    render_resources: dict[str, float] = {}
+    render_resources: dict[str, float] = Field(default={})
     """Ray custom resources of one Blender, e.g. {"rt_cores": 1}: places rendering on the nodes that have them."""
     allow_unsandboxed: bool = False
     """Go on where the kernel can't confine Blender; every row then says so."""
     encoder_threads: PositiveInt = 2
-    """CPU threads of the encoder."""
+    """CPU threads of one encoder; as many more decode images for it."""
     encoder_gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs per encoder actor, fractions allowed."""
-    encoder_resources: dict[str, float] = {}
+    encoder_resources: dict[str, float] = Field(default={})
     """Ray custom resources of one encoder actor."""
-    batch_size: PositiveInt = 4
-    """Images per encoder call."""
+    batch_size: PositiveInt | None = None
+    """Images that a worker takes at once, and that a kill of it can cost several times over. Default: 4 on a CPU, 64
+    on a GPU. Stored numbers do not depend on it."""
     flush_s: PositiveFloat = 60.0
     """Finished rows are committed at least this often: what a kill can cost."""
     flush_rows: PositiveInt = 512
@@ -391,6 +348,12 @@ class Settings(BaseSettings):
     dataset: DatasetSettings = DatasetSettings()
     image_text: ImageTextSettings = ImageTextSettings()
     coco: CocoSettings = CocoSettings()
+    images: ImageSettings = ImageSettings()
     limits: Limits = Limits()
     network: NetworkSettings = NetworkSettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @property
+    def pictures(self) -> Literal["images", "renders"]:
+        """The stage whose pictures are encoded."""
+        return "renders" if self.images.kind == "none" else "images"

@@ -241,7 +241,7 @@ class ShardWriter:
             outcome: what became of it.
             inputs: the parts of its fingerprint.
         """
-        digest = fingerprints.row_digest(outcome.status.value, outcome.data, self.schema.exempt)
+        digest = outcome.digest or fingerprints.row_digest(outcome.status.value, outcome.data, self.schema.exempt)
         bound = {} if outcome.origin else manifest.limits_in_force(outcome.status, self.limits)
         row = LedgerRow(
             key=outcome.key,

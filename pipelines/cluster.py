@@ -9,13 +9,12 @@ import logging
 import os
 import socket
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 # Read by Ray when it is imported. The first keeps every socket of a local Ray on 127.0.0.1; on a
 # real cluster RAY_ADDRESS is set, and nodes have to hear each other.
@@ -27,82 +26,12 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 from gap3d.records import Outcome, SystemicFault
 from gap3d.settings import ComputeSettings
+from pipelines.worker import Broken, LocalPool, Resources, Worker, guarded
 
 log = logging.getLogger(__name__)
 
 SHARED_TRIES = 100
 STARTS = 3  # actors in a row that die before they have a worker, then something is wrong with it
-
-
-class Worker(Protocol):
-    """What computes items: lives in one process, keeps what is dear (a Blender, an encoder) between items."""
-
-    def process(self, payload: Any) -> list[Outcome]:
-        """Outcomes of one item."""
-
-    def probe(self) -> None:
-        """Prove that the engine works on a good input; raises SystemicFault where it does not."""
-
-    def close(self) -> None:
-        """Let go of processes and files."""
-
-
-@dataclass(frozen=True)
-class Broken:
-    """No outcome: the worker raised or died.
-
-    Attributes:
-        reason: one line.
-        traceback: all of it.
-        died: the worker's process is gone, so another try may do better.
-    """
-
-    reason: str
-    traceback: str = ""
-    died: bool = False
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one worker takes of a node."""
-
-    workers: int
-    cpus: float = 1.0
-    gpus: float = 0.0
-    custom: Mapping[str, float] = field(default_factory=dict)
-
-
-def guarded(call: Callable[[], list[Outcome]]) -> list[Outcome] | Broken:
-    """An exception in one item's handling is that item's answer; a systemic fault goes on."""
-    try:
-        return call()
-    except SystemicFault:
-        raise
-    except (OSError, MemoryError) as error:
-        # Workers turn what a bad input can cause into outcomes; this is the disk, the store or the machine.
-        raise SystemicFault(f"{type(error).__name__}: {error}") from error
-    except Exception as error:  # noqa: BLE001 - it becomes an internal_error row with this traceback
-        return Broken(f"{type(error).__name__}: {error}"[:500], traceback.format_exc()[-2048:])
-
-
-class LocalPool:
-    """One worker in this process, without Ray."""
-
-    def __init__(self, factory: Callable[[], Worker]) -> None:
-        self.worker = factory()
-
-    def run(self, items: Sequence[Any], payload: Callable[[Any], Any]) -> Iterator[tuple[Any, list[Outcome] | Broken]]:
-        """Answers, one item after another."""
-        for item in items:
-            yield item, guarded(partial(self.worker.process, payload(item)))
-
-    def probe(self) -> None:
-        """See Worker.probe."""
-        self.worker.probe()
-
-    def close(self) -> None:
-        """See Worker.close."""
-        self.worker.close()
 
 
 @dataclass(eq=False)
@@ -125,7 +54,7 @@ class Seat:
 
 
 class RayPool:
-    """Actors on whatever nodes have room for them, now or later; at most two items wait at each.
+    """Actors on whatever nodes have room for them, now or later; two items are at each, or as many as it looks ahead.
 
     All the actors that are wanted are asked for at once. Ray places those that fit; the others wait for room, take
     part when a node joins, and cost nothing until then. One that dies is asked for again in the same way, so a lost
@@ -155,6 +84,7 @@ class RayPool:
             resources=dict(resources.custom),
             max_restarts=0,
             max_task_retries=0,
+            max_concurrency=resources.ahead,
             scheduling_strategy="SPREAD",
         )
         self.seats: list[Seat] = []
@@ -203,14 +133,23 @@ class RayPool:
         actor = self.make.remote(self.factory)
         self.seats.append(Seat(actor, actor.ready.remote()))
 
-    def run(self, items: Sequence[Any], payload: Callable[[Any], Any]) -> Iterator[tuple[Any, list[Outcome] | Broken]]:
-        """Answers in the order in which they come."""
+    def run(
+        self, items: Sequence[Any], payload: Callable[[Any], Any], *, alone: bool = False
+    ) -> Iterator[tuple[Any, list[Outcome] | Broken]]:
+        """Answers in the order in which they come.
+
+        Args:
+            items: what is to be done.
+            payload: what a worker gets of an item.
+            alone: an actor has one item at work, whatever else it might look ahead: if it dies, that one did it.
+        """
         waiting = deque(items)
+        depth = 1 if alone and self.resources.ahead > 1 else max(2, self.resources.ahead)
         while len(self.seats) < min(self.resources.workers, len(items)):
             self.add()
         while waiting or any(seat.queue for seat in self.seats):
             for seat in self.seats:
-                while seat.node and len(seat.queue) < 2 and waiting:
+                while seat.node and len(seat.queue) < depth and waiting:
                     if not seat.queue:
                         seat.since = time.monotonic()
                     item = waiting.popleft()
@@ -255,34 +194,40 @@ class RayPool:
             self.failed_starts += 1
             if self.failed_starts >= STARTS:
                 raise SystemicFault(f"a worker does not start: {error}") from error
-            self.replace(seat)
+            self.drop(seat)
+            self.add()
 
     def lose(self, seat: Seat, waiting: deque[Any], error: Exception | None) -> Iterator[tuple[Any, Broken]]:
-        """Ask for a fresh actor in a dead one's place; the item it was at is its answer, the next goes back in line.
+        """Ask for a fresh actor in a dead one's place; the item it was at is its answer, others go back in line.
 
-        An item whose actor went with its node gets another try for nothing, once: a node that dies is no item's
-        fault, unless it is the same item's every time.
+        Where several were at work in it, any of them may have done it: that is the answer of each, and their last try
+        is made alone. An item whose actor went with its node gets another try for nothing, once: a node that dies is
+        no item's fault, unless it is the same item's every time.
         """
-        (_, guilty), *others = seat.queue
-        waiting.extendleft(item for _, item in reversed(others))
-        self.replace(seat)
-        if error is not None and id(guilty) not in self.spared and self.went_with_its_node(seat, error):
+        items = [item for _, item in seat.queue]
+        at_work = len(items) if self.resources.ahead > 1 else 1
+        gone = error is not None and self.went_with_its_node(seat, error)
+        blamed = [item for item in items[:at_work] if not gone or id(item) in self.spared]
+        if len(blamed) < at_work:
             log.warning("the Ray node %s is gone: its work is done again elsewhere", (seat.node or "")[:8])
-            self.spared.add(id(guilty))
-            waiting.appendleft(guilty)
-        else:
-            silent = f"no answer for {self.deadline_s:.0f} s"
-            yield guilty, Broken(silent if error is None else "the worker process died", died=True)
+        answered = set(map(id, blamed))
+        self.spared.update(map(id, items[:at_work] if gone else []))
+        waiting.extendleft(item for item in reversed(items) if id(item) not in answered)
+        self.drop(seat)
+        if waiting:
+            self.add()
+        silent = f"no answer for {self.deadline_s:.0f} s"
+        for item in blamed:
+            yield item, Broken(silent if error is None else "the worker process died", died=True)
 
     def went_with_its_node(self, seat: Seat, error: Exception) -> bool:
         """Whether not the worker alone is gone; of a worker alone its node tells at once that it died."""
         return seat.node not in self.nodes() or not isinstance(error, self.ray.exceptions.ActorDiedError)
 
-    def replace(self, seat: Seat) -> None:
-        """Another actor in a seat's place."""
+    def drop(self, seat: Seat) -> None:
+        """Let go of an actor."""
         self.ray.kill(seat.actor)
         self.seats.remove(seat)
-        self.add()
 
     def require_someone(self) -> None:
         """Nothing to do while there is a worker; without one, there has to be hope of one.
@@ -397,4 +342,6 @@ def open_pool(
     factory: Callable[[], Worker], resources: Resources, compute: ComputeSettings, deadline_s: float
 ) -> LocalPool | RayPool:
     """The pool that the settings ask for."""
-    return LocalPool(factory) if compute.workers == 0 else RayPool(factory, resources, deadline_s)
+    if compute.workers == 0:
+        return LocalPool(factory, resources.ahead)
+    return RayPool(factory, resources, deadline_s)

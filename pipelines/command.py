@@ -196,8 +196,9 @@ def sentences(made: argparse.ArgumentParser) -> Iterator[None]:
 
 
 def require_catalog(store: Store) -> None:
-    """Raises NotReady for a collection without a catalog, such as a misspelt one."""
-    if not all(store.manifest("catalog", shard).complete for shard in store.shards):
+    """Raises NotReady for a collection with neither a catalog nor images, such as a misspelt one."""
+    firsts = ("catalog", "images")
+    if not any(all(store.manifest(stage, shard).complete for shard in store.shards) for stage in firsts):
         raise NotReady(f"collection {store.collection} has no catalog yet: run `python -m pipelines.catalog` first")
 
 

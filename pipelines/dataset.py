@@ -23,6 +23,7 @@ from pipelines.progress import progress
 from pipelines.report import Report, ShardReport
 
 STAGE = "dataset"
+ABOUT = ("captions", "split", "rank", "licence", "source", "identifier")
 
 
 def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
@@ -35,7 +36,7 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     common = {"settings": digest, "code": fingerprints.code_version(STAGE)}
     computed = 0
     with store.writer(STAGE, ALL, DATASET, settings.compute, settings.limits) as writer:
-        wanted = outcomes(store, section.count)
+        wanted = outcomes(store, section.count, settings.pictures)
         for outcome, target in progress(wanted, desc=STAGE, unit="row"):
             place = {name: outcome.data[name] for name in DATASET.exempt} if outcome.data else {}
             content = fingerprints.row_digest(outcome.status.value, outcome.data, DATASET.exempt)
@@ -71,12 +72,19 @@ def write_attribution(path: Path, outcomes: Iterable[Outcome]) -> None:
         write_atomically(path, text.getvalue().encode())
 
 
-def outcomes(store: Store, count: int | None) -> list[tuple[Outcome, str]]:
-    """(row, digest of its target) of every target row, in rank order."""
+def outcomes(store: Store, count: int | None, pictures: str = "renders") -> list[tuple[Outcome, str]]:
+    """(row, digest of its target) of every target row, in rank order.
+
+    Args:
+        store: the collection.
+        count: so many good rows at most.
+        pictures: the stage that was encoded. What is known of objects is in the catalog, of images in their own rows.
+    """
+    about = "images" if pictures == "images" else "catalog"
     found: list[tuple[int, Outcome, str]] = []
     for shard in store.shards:
         targets = require_complete(store, "targets", shard, "targets")
-        catalog = store.read(store.manifest("catalog", shard))
+        entries = store.read(store.manifest(about, shard), ABOUT)
         for key, row in targets.rows.items():
             object_id, _, view = key.partition("/")
             if row.status is not Status.OK:
@@ -85,15 +93,15 @@ def outcomes(store: Store, count: int | None) -> list[tuple[Outcome, str]]:
                 )
                 found.append((-1, outcome, row.digest))
                 continue
-            if object_id not in catalog:
+            entry: dict[str, Any] | None = entries.get(key if about == "images" else object_id)
+            if entry is None:
                 raise NotReady(
-                    f"targets of shard {shard} are older than the catalog: run `python -m pipelines.line` first"
+                    f"targets of shard {shard} are older than the {about}: run `python -m pipelines.line` first"
                 )
-            entry: dict[str, Any] = catalog[object_id]
             data = {
                 "object_id": object_id,
                 "view": int(view),
-                **{name: entry[name] for name in ("captions", "split", "rank", "licence", "source", "identifier")},
+                **{name: entry[name] for name in ABOUT},
                 "target": row.digest,
                 "target_shard": shard,
                 "target_part": row.part,

@@ -13,9 +13,10 @@ from gap3d.records import Outcome, Status
 from gap3d.schemas import StageSchema
 from gap3d.settings import Settings
 from gap3d.store import ShardWriter, Store
-from pipelines.cluster import Broken, Resources, Worker, open_pool
+from pipelines.cluster import open_pool
 from pipelines.progress import progress, show_bytes
 from pipelines.report import Report, ShardReport
+from pipelines.worker import Broken, Resources, Worker
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class Job:
         factory: makes a worker.
         metadata: goes into every part of a stage.
         bytes_of: what an outcome counts beside the bar of progress; None shows rows only.
+        unit: what the bar of progress calls a row.
+        says: what else to say beside it, once the outcomes of one more item have come.
         deadline_s: an item without an answer for so long costs its worker, which has tighter limits of its own; None
             takes twice the time limit of an object and some more.
     """
@@ -81,6 +84,8 @@ class Job:
     resources: Resources
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     bytes_of: Callable[[Outcome], int] | None = None
+    unit: str = "row"
+    says: Callable[[Sequence[Outcome]], str] | None = None
     deadline_s: float | None = None
 
 
@@ -123,7 +128,13 @@ class ShardRun:
     decided: Counter[str] = field(default_factory=Counter)
     retried: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
     why: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def spend(self, stage: str, name: str, seconds: float) -> None:
+        """Count seconds of a kind of work."""
+        costs = self.costs.setdefault(stage, {})
+        costs[name] = costs.get(name, 0.0) + seconds
 
 
 def run(job: Job, store: Store, settings: Settings, shards: Sequence[str]) -> Report:
@@ -199,10 +210,12 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
     label = "+".join(job.stages)
     works = False
     try:
-        with progress(total=sum(len(item.rows) for item in items), desc=label, unit="row") as bar:
+        with progress(total=sum(len(item.rows) for item in items), desc=label, unit=job.unit) as bar:
             for item, found in outcomes(pool, items, settings):
                 if job.bytes_of:
                     show_bytes(bar, sum(map(job.bytes_of, found)))
+                if job.says:
+                    bar.set_postfix_str(job.says(found), refresh=False)
                 bar.update(len(item.rows))
                 for outcome in found:
                     followed = bool(outcome.origin) and bool(streak)  # it goes with the failure that it passes on
@@ -232,11 +245,15 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
 
 
 def outcomes(pool: Any, items: Sequence[Item], settings: Settings) -> Iterator[tuple[Item, list[Outcome]]]:
-    """Every item with its outcomes; one whose worker died is tried again until its attempts are used up."""
+    """Every item with its outcomes; one whose worker died is tried again until its attempts are used up.
+
+    The last try is made alone: a death in it is nobody else's doing.
+    """
     todo: Sequence[Item] = items
     while todo:
         again: list[Item] = []
-        for item, answer in pool.run(todo, lambda item: item.payload):
+        last = todo[0].attempts >= settings.limits.attempts
+        for item, answer in pool.run(todo, lambda item: item.payload, alone=last):
             if not isinstance(answer, Broken):
                 yield item, [replace(outcome, attempts=outcome.attempts + item.attempts - 1) for outcome in answer]
             elif answer.died and item.attempts < settings.limits.attempts:
@@ -287,7 +304,11 @@ def take(item: Item, outcome: Outcome, runs: Mapping[str, ShardRun]) -> None:
     earlier = known.attempts if known is not None and again else 0
     if outcome.status is not Status.OK and not outcome.origin:
         log.warning("%s %s: %s: %s", outcome.stage, outcome.key, outcome.status, outcome.reason)
+    for name, seconds in outcome.costs.items():
+        active.spend(outcome.stage, name, seconds)
+    begun = time.perf_counter()
     writer.add(replace(outcome, attempts=outcome.attempts + earlier), inputs)
+    active.spend(outcome.stage, "write", time.perf_counter() - begun)
     (active.decided if outcome.origin else active.computed)[outcome.stage] += 1
     active.retried[outcome.stage] += int(again)
     active.seconds[outcome.stage] = active.seconds.get(outcome.stage, 0.0) + outcome.seconds
@@ -299,7 +320,9 @@ def finish_shard(job: Job, active: ShardRun) -> None:
     for stage in job.stages:
         writer = active.writers[stage]
         expected = {key for (of, key) in active.rows if of == stage}
+        begun = time.perf_counter()
         held = writer.finish(expected)
+        active.spend(stage, "commit", time.perf_counter() - begun)
         active.report.append(
             ShardReport(
                 stage=stage,
@@ -313,6 +336,7 @@ def finish_shard(job: Job, active: ShardRun) -> None:
                 digest=held.digest,
                 seconds=active.seconds.get(stage, 0.0),
                 why={reason: count for (of, reason), count in active.why.items() if of == stage},
+                costs={name: round(seconds, 6) for name, seconds in active.costs[stage].items()},
             )
         )
     active.leases.close()

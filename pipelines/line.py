@@ -1,4 +1,6 @@
-"""line: the whole line on one machine: catalog, downloads, views and renders, targets, dataset."""
+"""line: the whole line on one machine: catalog, downloads, views and renders, targets, dataset.
+
+Of a collection of images (images.kind): images, targets, dataset."""
 
 import shlex
 import signal
@@ -13,7 +15,7 @@ from gap3d.parts import write_atomically
 from gap3d.records import SystemicFault
 from gap3d.settings import Settings
 from gap3d.store import free_bytes
-from pipelines import catalog, dataset, downloads, rendering, targets
+from pipelines import catalog, dataset, downloads, images, rendering, targets
 from pipelines.command import load_settings, open_store, parse, parser, resolved, say, stop
 from pipelines.dataset_report import write as write_dataset_report
 from pipelines.job import NotReady
@@ -29,10 +31,11 @@ def run(settings: Settings) -> Report:
         SystemicFault: the disk can't hold what would be computed, or an engine is missing.
     """
     store = open_store(settings)
-    reports = [catalog.run(settings)]
+    rendered = settings.pictures == "renders"
+    reports = [catalog.run(settings) if rendered else images.run(settings, store.shards)]
     if why := refusal(make_plan(settings), free_bytes(store.root)):
         raise SystemicFault(why)
-    for stage in (downloads, rendering, targets):
+    for stage in (downloads, rendering, targets) if rendered else (targets,):
         reports.append(stage.run(settings, store.shards))
     reports.append(dataset.run(settings))
     return merge(reports)

@@ -71,15 +71,17 @@ def make_plan(settings: Settings) -> list[StagePlan]:
         "renders": int(BYTES["renders"] * settings.renders.resolution**2 / 256**2),
         "targets": token_bytes,
     }
-    objects = sum(len(store.manifest("catalog", shard).rows) for shard in store.shards)
-    jobs: list[tuple[tuple[str, ...], Job]] = [
-        ((downloads.STAGE,), downloads.make_job(settings)),
-        (rendering.STAGES, rendering.make_job(settings)),
-        ((targets.STAGE,), targets.make_job(settings)),
-    ]
+    rendered = settings.pictures == "renders"
+    first = "catalog" if rendered else "images"
+    objects = sum(len(store.manifest(first, shard).rows) for shard in store.shards)
+    jobs: list[tuple[tuple[str, ...], Job]] = [((targets.STAGE,), targets.make_job(settings))]
+    if rendered:
+        jobs.insert(0, (rendering.STAGES, rendering.make_job(settings)))
+        jobs.insert(0, ((downloads.STAGE,), downloads.make_job(settings)))
     plans = []
     upstream = 0  # objects that an earlier stage recomputes: their followers may change too
-    images = {stage: settings.views.images if stage in ("renders", "targets") else 1 for stage in STAGES}
+    views = settings.views.images if rendered else 1
+    images = {stage: views if stage in ("renders", "targets") else 1 for stage in STAGES}
     for stages, job in jobs:
         counts = {stage: [0, 0] for stage in stages}
         for shard in store.shards:

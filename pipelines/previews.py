@@ -1,17 +1,24 @@
 """previews: HTML reports and a contact sheet of what is committed.
 
-Writes index.html, shard-*.html and contact_sheet.jpg. The pages need no network and no server: open them from disk.
+Writes index.html, shard-*.html and contact_sheet.jpg; of a collection of images, the contact sheet alone. The pages
+need no network and no server: open them from disk.
 """
 
+import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from gap3d.entries import pictures, shard_entries
+from gap3d.images import Place, read_bytes
 from gap3d.parts import write_atomically
-from gap3d.report import MOST_VIEWS, Tile, contact_sheet, tile_of
+from gap3d.records import Status
+from gap3d.report import MOST_VIEWS, TILE, Tile, contact_sheet, tile_of
 from gap3d.settings import Settings
 from gap3d.store import Store
-from pipelines import pages
+from pipelines import images, pages
 from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
 
 SHEET = "contact_sheet.jpg"
@@ -23,6 +30,45 @@ def shard_tiles(store: Store, shard: str, first: int = 24) -> list[Tile]:
     wanted = [key for entry in entries for key in entry.keys(MOST_VIEWS)]
     pngs = {row["key"]: row["png"] for row in pictures(store.manifest("renders", shard), store, wanted)}
     return [tile_of(entry, pngs) for entry in entries]
+
+
+def image_tiles(store: Store, settings: Settings, shard: str, first: int = 24) -> list[Tile]:
+    """Tiles of one shard's images, good ones first: those that were encoded; of the others what became of them."""
+    held, encoded = store.manifest(images.STAGE, shard), store.manifest("targets", shard)
+    rows = {key: encoded.rows.get(key, row) for key, row in held.rows.items()}
+    chosen = sorted(rows, key=lambda key: (rows[key].status != Status.OK, key))[:first]
+    entries, root = store.read(held, keys=chosen), images.root_of(settings)
+    made = []
+    for key in chosen:
+        entry = entries.get(key, {"identifier": key})
+        state = rows[key].status if key in encoded.rows else "not encoded"
+        found = []
+        if state == Status.OK:
+            place = Place(*(entry[name] for name in ("place", "offset", "bytes", "sha256")))
+            found = [thumbnail_png(read_bytes(root, place), settings.limits.pixels)]
+        made.append(Tile(entry["identifier"].partition("#")[2] or entry["identifier"], found, [], [], -1, str(state)))
+    return made
+
+
+def thumbnail_png(image: bytes, pixel_limit: int) -> bytes:
+    """A small PNG of an image that was decoded before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is within our own limit
+        picture = Image.open(io.BytesIO(image))
+    if picture.width * picture.height > pixel_limit:
+        raise ValueError(f"an image of {picture.width} x {picture.height} pixels, the limit is {pixel_limit}")
+    picture.draft("RGB", (TILE, TILE))  # a JPEG is decoded at a fraction of its size
+    picture.thumbnail((TILE, TILE))
+    file = io.BytesIO()
+    picture.convert("RGBA").save(file, "PNG")
+    return file.getvalue()
+
+
+def images_sheet(store: Store, settings: Settings, limit: int = 48) -> bytes:
+    """The contact sheet of a collection of images, JPEG."""
+    most = -(-limit // len(store.shards))
+    tiles = [tile for shard in store.shards for tile in image_tiles(store, settings, shard, most)]
+    return contact_sheet(sorted(tiles, key=lambda tile: tile.status != "ok"), columns=8, limit=limit)
 
 
 def collection_sheet(store: Store, shards: Sequence[str], limit: int = 48) -> bytes:
@@ -47,6 +93,9 @@ def write_reports(store: Store, settings: Settings, folder: Path | None = None) 
         folder: where to; by default ``reports`` in the collection's folder.
     """
     folder = folder or store.folder / pages.FOLDER
+    if settings.pictures == "images":
+        write_atomically(folder / SHEET, images_sheet(store, settings))
+        return [folder / SHEET]
     made = [pages.write_shard(store, settings, shard, folder, pages.INDEX) for shard in store.shards]
     index = pages.write_index(store, settings, folder)
     write_atomically(folder / SHEET, collection_sheet(store, store.shards))
@@ -62,7 +111,8 @@ def main() -> None:
         store = open_store(settings)
         require_catalog(store)
         paths = write_reports(store, settings, known.out.absolute() if known.out else None)
-        say(f"wrote {paths[0]}, {len(paths) - 2} pages of shards and {paths[-1].name}")
+        pages_of_shards = f", {len(paths) - 2} pages of shards and {paths[-1].name}" if len(paths) > 1 else ""
+        say(f"wrote {paths[0]}{pages_of_shards}")
 
 
 if __name__ == "__main__":

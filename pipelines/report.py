@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gap3d.parts import write_atomically
+from pipelines.utilisation import Utilisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class ShardReport:
         by_status: rows by status.
         digest: digest of the shard's content.
         seconds: work on this shard's rows in this run, summed over workers.
+        costs: the same by kind of work, with what the run itself spent on writing and committing them.
     """
 
     stage: str
@@ -36,6 +38,7 @@ class ShardReport:
     digest: str
     seconds: float = 0.0
     why: dict[str, int] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
 
     def prove(self) -> None:
         """Raises RuntimeError unless every expected row is there."""
@@ -88,6 +91,14 @@ class Report:
         shards = tuple(ShardReport(**shard) for shard in content["shards"])
         return cls(shards=shards, wall_s=content["wall_s"], funnel=tuple(content["funnel"]))
 
+    def utilisation(self, stage: str) -> Utilisation:
+        """How busy the encoders of a stage were in this run; without images where it has none."""
+        return sum((Utilisation.of(each.costs, each.computed) for each in self.of_stage(stage)), Utilisation())
+
+    def of_stage(self, stage: str) -> list[ShardReport]:
+        """The shards of one stage."""
+        return [report for report in self.shards if report.stage == stage]
+
     def lines(self) -> list[str]:
         """One line a stage, for a person."""
         found = []
@@ -96,6 +107,8 @@ class Report:
             retried = self.count("retried", stage)
             extra = f" ({retried} tried again)" if retried else ""
             work = f"computed {self.count('computed', stage)}{extra}"
+            busy = self.utilisation(stage)
+            work += f" ({busy})" if busy.images else ""
             found.append(f"{stage:>9}: {self.count('found', stage):5d} rows: {states}; {work}")
             if stage == "catalog":
                 found += self.funnel_lines()

@@ -1,87 +1,35 @@
-"""targets: DINOv2 CLS, register and patch tokens of every render. Key: (object_id, view)."""
+"""targets: DINOv2 CLS, register and patch tokens of every render, or image. Key: (object_id, view)."""
 
 import importlib.metadata
 import logging
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
     sys.path.pop(0)
 
 from gap3d import fingerprints, schemas
-from gap3d.features.encoders import Encoder, identity, layout_of, load_encoder
-from gap3d.features.images import to_uint8
-from gap3d.features.tokens import columns_of
+from gap3d.features.encoders import identity, layout_of
+from gap3d.images import Place
 from gap3d.manifest import Manifest
-from gap3d.parts import read_rows
-from gap3d.records import Failure, Outcome, Status
+from gap3d.records import Outcome, Status
 from gap3d.settings import Settings
-from pipelines.cluster import Resources
+from pipelines import images
 from pipelines.command import open_store, stage_main
+from pipelines.featurizer import STAGE, Featurizer, cuda_here
 from pipelines.job import Item, Job, Row, passed_on, require_complete
 from pipelines.job import run as run_job
 from pipelines.report import Report
+from pipelines.utilisation import Utilisation
+from pipelines.worker import Resources
 
-STAGE = "targets"
+AHEAD = 3  # items at work at an encoder: one in it, one that is decoded, one that is handed over
+BATCH = {"cpu": 4, "gpu": 64}
+PROGRAMS = {"renders": "rendering", "images": "images"}
 log = logging.getLogger(__name__)
-
-
-class Featurizer:
-    """The worker: one encoder, kept from batch to batch."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.encoder: Encoder = load_encoder(settings.targets, threads=settings.compute.encoder_threads)
-
-    def process(self, payload: Mapping[str, Any]) -> list[Outcome]:
-        """One batch of renders: a row each, whatever becomes of the others."""
-        started = time.monotonic()
-        part = Path(payload["part"])
-        table = read_rows(part, payload["positions"], ["png"])
-        outcomes: dict[str, Outcome] = {}
-        pixels, keys = [], []
-        for key, png in zip(payload["keys"], table.column("png").to_pylist(), strict=True):
-            try:
-                pixels.append(to_uint8(png, self.settings.targets, self.settings.limits.pixels))
-                keys.append(key)
-            except Failure as failure:
-                outcomes[key] = Outcome(stage=STAGE, key=key, status=failure.status, reason=failure.reason)
-        decoded = time.monotonic() - started
-        if keys:
-            tokens = self.encoder.encode(np.stack(pixels))
-            forward = time.monotonic() - started - decoded
-            layout = self.encoder.layout
-            for key, row in zip(keys, tokens, strict=True):
-                object_id, _, view = key.partition("/")
-                data = {
-                    "object_id": object_id,
-                    "view": int(view),
-                    **columns_of(row, layout, self.settings.targets.store_dtype),
-                }
-                costs = {"forward": forward / len(keys), "decode": decoded / len(keys)}
-                outcomes[key] = Outcome(
-                    stage=STAGE,
-                    key=key,
-                    data=data,
-                    seconds=sum(costs.values()),
-                    device=self.encoder.device,
-                    costs=costs,
-                )
-        return [outcomes[key] for key in payload["keys"]]
-
-    def probe(self) -> None:
-        """Encode a grey image."""
-        side = self.settings.targets.image_size
-        self.encoder.encode(np.zeros((1, side, side, 3), dtype=np.uint8))
-
-    def close(self) -> None:
-        """Nothing is held beyond memory."""
 
 
 def make_job(settings: Settings) -> Job:
@@ -102,35 +50,50 @@ def make_job(settings: Settings) -> Job:
     }
     schema = schemas.targets(layout.registers, layout.patches, layout.width, section.store_dtype, section.compression)
 
+    upstream = settings.pictures
+    size = settings.compute.batch_size or BATCH[device_of(settings)]
+
     def rows(shard: str) -> list[Row]:
-        held = require_complete(store, "renders", shard, "rendering")
+        held = require_complete(store, upstream, shard, PROGRAMS[upstream])
+        columns = ["place", "offset", "bytes", "sha256"]
+        found = store.read(held, columns) if upstream == "images" else {}
         made = []
         for key, row in held.rows.items():
             if row.status is not Status.OK:
-                made.append(passed_on(STAGE, key, "renders", row))
-            else:
-                made.append(
-                    Row(stage=STAGE, key=key, inputs={"render": row.digest, **common}, payload=(row.part, row.part_row))
-                )
+                made.append(passed_on(STAGE, key, upstream, row))
+                continue
+            if upstream == "images":  # its bytes alone: a new caption, or another tar, makes no new tokens
+                entry = found[key]
+                place = astuple(Place(*(entry[name] for name in columns)))
+                made.append(Row(stage=STAGE, key=key, inputs={"image": entry["sha256"], **common}, payload=place))
+                continue
+            inputs = {"render": row.digest, **common}
+            made.append(Row(stage=STAGE, key=key, inputs=inputs, payload=(row.part, row.part_row)))
         return made
 
     def items(shard: str, todo: list[Row], _held: Mapping[str, Manifest]) -> list[Item]:
         made = []
-        folder = store.shard("renders", shard)
-        by_part: dict[str, list[Row]] = {}
+        folder = store.shard(upstream, shard)
+        by_file: dict[str, list[Row]] = {}
         for row in todo:
-            by_part.setdefault(row.payload[0], []).append(row)
-        for part, found in by_part.items():
-            size = settings.compute.batch_size
+            # Image files are many: they go together as they come.
+            by_file.setdefault("" if upstream == "images" else row.payload[0], []).append(row)
+        for file, found in by_file.items():
+            found.sort(key=lambda row: row.payload[:2])  # files are read from front to back
             for start in range(0, len(found), size):
                 batch = tuple(found[start : start + size])
-                payload = {
-                    "part": str(folder / part),
-                    "keys": [r.key for r in batch],
-                    "positions": [r.payload[1] for r in batch],
-                }
+                payload: dict[str, Any] = {"keys": [r.key for r in batch]}
+                if upstream == "images":
+                    payload |= {"root": str(images.root_of(settings)), "places": [r.payload for r in batch]}
+                else:
+                    payload |= {"part": str(folder / file), "positions": [r.payload[1] for r in batch]}
                 made.append(Item(shard=shard, rows=batch, payload=payload))
         return made
+
+    busy = Utilisation()
+
+    def says(found: Sequence[Outcome]) -> str:
+        return str(busy.add(outcome.costs for outcome in found))
 
     threads, gpus = settings.compute.encoder_threads, settings.compute.encoder_gpus
     custom = settings.compute.encoder_resources
@@ -140,7 +103,11 @@ def make_job(settings: Settings) -> Job:
         rows=rows,
         items=items,
         factory=partial(Featurizer, settings),
-        resources=Resources(max(1, settings.compute.workers // threads), cpus=float(threads), gpus=gpus, custom=custom),
+        resources=Resources(
+            max(1, settings.compute.workers // threads), cpus=float(threads), gpus=gpus, custom=custom, ahead=AHEAD
+        ),
+        unit="image",
+        says=says,
         metadata={
             STAGE: {
                 "tokens": layout.describe(section.store_dtype),
@@ -149,6 +116,11 @@ def make_job(settings: Settings) -> Job:
             }
         },
     )
+
+
+def device_of(settings: Settings) -> str:
+    """Where the encoders are going to run, as far as it can be told here: gpu or cpu."""
+    return "gpu" if settings.compute.encoder_gpus or (settings.compute.workers == 0 and cuda_here()) else "cpu"
 
 
 def run(settings: Settings, shards: Sequence[str]) -> Report:

@@ -4,7 +4,7 @@ import shlex
 
 from gap3d.schemas import STAGES, TAR_STAGES
 from gap3d.store import ALL
-from pipelines import coco, image_text
+from pipelines import coco, image_text, images
 from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
 
 
@@ -17,7 +17,7 @@ def main() -> None:
         if not any(store.shard(stage, ALL).exists() for stage in TAR_STAGES):
             require_catalog(store)
         parts, damaged = 0, []
-        for stage in (*STAGES, *TAR_STAGES):
+        for stage in (*STAGES, images.STAGE, *TAR_STAGES):
             for shard in [ALL] if stage in ("dataset", *TAR_STAGES) else store.shards:
                 try:
                     held = store.committed(stage, shard)
@@ -27,12 +27,12 @@ def main() -> None:
                 if found:
                     say(*found)
                     damaged.append(str(store.shard(stage, shard)))
-        tars = [fault for stage in (image_text, coco) for fault in stage.damaged(settings, store)]
+        tars = [fault for stage in (image_text, coco, images) for fault in stage.damaged(settings, store)]
         say(*tars, f"{parts} parts read, {len(damaged)} shards damaged")
         if damaged:
             made.exit(1, f"to mend: {shlex.join(['rm', '-r', *damaged])}, then run the line again\n")
         if tars:
-            made.exit(1, "then run `python -m pipelines.image_text` or `python -m pipelines.coco` again\n")
+            made.exit(1, "then run `python -m pipelines.image_text`, `pipelines.coco` or `pipelines.images` again\n")
 
 
 if __name__ == "__main__":

@@ -3,26 +3,26 @@
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
-from gap3d import fingerprints
 from gap3d.catalog import object_id_of
 from gap3d.manifest import LedgerRow
-from gap3d.schemas import STAGES
+from gap3d.schemas import IMAGE_STAGES, STAGES
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
-from pipelines import downloads, rendering, targets
+from pipelines import downloads, images, rendering, targets
 from pipelines.command import open_store, parse, parser, say, sentences
 from pipelines.job import Job, NotReady
 
 
 def find(store: Store, name: str, source: str) -> tuple[str, str] | None:
     """(object_id, shard) of an object, by its id, six or more characters of it, its path, or the end of its path."""
-    for shard in store.shards:
-        held = store.manifest("catalog", shard)
+    for stage, shard in product(("catalog", images.STAGE), store.shards):
+        held = store.manifest(stage, shard)
         named = store.read(held, ["identifier"])
-        for key in held.rows:
-            identifier = named.get(key, {}).get("identifier", "")
+        for row in held.rows:
+            key, identifier = row.partition("/")[0], named.get(row, {}).get("identifier", "")
             if key == object_id_of(source, name) or identifier == name or identifier.endswith(f"/{name}"):
                 return key, shard
             if len(name) >= 6 and key.startswith(name):
@@ -45,7 +45,8 @@ def left_out(store: Store, name: str) -> list[str]:
 
 def rows_of(store: Store, object_id: str, shard: str) -> Iterator[tuple[str, str, LedgerRow | None]]:
     """(stage, key, row) of an object, stage by stage; None where a stage has no row of it yet."""
-    for stage in STAGES:
+    stages = STAGES if store.manifest("catalog", shard).complete else IMAGE_STAGES
+    for stage in stages:
         held = store.manifest(stage, ALL if stage == "dataset" else shard)
         found = [row for key, row in held.rows.items() if key.partition("/")[0] == object_id]
         if not found:
@@ -56,11 +57,11 @@ def rows_of(store: Store, object_id: str, shard: str) -> Iterator[tuple[str, str
 
 def expected_inputs(settings: Settings, shard: str) -> dict[tuple[str, str], Mapping[str, str] | None]:
     """The fingerprint parts that each row would have if a run started now."""
-    jobs: list[Callable[[], Job]] = [
+    of_objects: list[Callable[[], Job]] = [
         lambda: downloads.make_job(settings),
         lambda: rendering.make_job(settings),
-        lambda: targets.make_job(settings),
     ]
+    jobs = [*(of_objects if settings.pictures == "renders" else []), lambda: targets.make_job(settings)]
     found: dict[tuple[str, str], Mapping[str, str] | None] = {}
     for make in jobs:
         try:
@@ -109,10 +110,10 @@ def explain(
     return lines
 
 
-def describe(entry: Mapping[str, Any], store: Store) -> list[str]:
-    """What an object is, and the command that repeats its rendering."""
+def describe(entry: Mapping[str, Any], shard: str) -> list[str]:
+    """What an object or image is."""
     lines = [f"identifier {entry['identifier']}", f"captions   {json.dumps(entry['captions'], ensure_ascii=False)}"]
-    lines.append(f"split      {entry['split']}, shard {fingerprints.shard_of(entry['fetch_group'], len(store.shards))}")
+    lines.append(f"split      {entry['split']}, shard {shard}")
     return lines
 
 
@@ -123,17 +124,19 @@ def main() -> None:
     known, settings = parse(made)
     with sentences(made):
         store = open_store(settings)
-        place = find(store, known.object, settings.source.kind)
+        rendered = settings.pictures == "renders"
+        place = find(store, known.object, settings.source.kind if rendered else settings.images.kind)
         if place is None and (lines := left_out(store, known.object)):
             say(*lines)
             return
         if place is None:
-            made.exit(1, f"no object {known.object!r} in the catalog of collection {store.collection} ({store.root})\n")
+            made.exit(1, f"no object or image {known.object!r} in collection {store.collection} ({store.root})\n")
         object_id, shard = place
         say(f"object_id  {object_id}")
-        entry = store.read(store.manifest("catalog", shard), keys=[object_id]).get(object_id)
+        first, row_key = ("catalog", object_id) if rendered else (images.STAGE, f"{object_id}/000")
+        entry = store.read(store.manifest(first, shard), keys=[row_key]).get(row_key)
         if entry:
-            say(*describe(entry, store))
+            say(*describe(entry, shard))
         inputs = expected_inputs(settings, shard)
         for stage, key, row in rows_of(store, object_id, shard):
             if row is None:
@@ -141,7 +144,7 @@ def main() -> None:
             else:
                 known_inputs = inputs.get((stage, key), row.inputs)
                 say(*explain(store, settings, stage, row, known_inputs))
-        if entry and settings.source.path and settings.source.kind == "folder":
+        if rendered and entry and settings.source.path and settings.source.kind == "folder":
             file = str(settings.source.path / entry["identifier"])
             say(f"repeat     {shlex.join(['python', '-m', 'render', '--', file])}")
 

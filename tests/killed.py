@@ -55,7 +55,7 @@ class Run:
     """One process.
 
     Attributes:
-        work: line, gc, or the name of a module that is run as a program with ``flags``.
+        work: line, images_line, gc, or the name of a module that is run as a program with ``flags``.
         store: root of the store.
         source: folder of the objects.
         scratch: TMPDIR.
@@ -157,6 +157,7 @@ def count_work(path: Path) -> None:
 def perform(run: Run) -> int:
     """The run itself; the exit code."""
     from folders import run_line, small
+    from pictures import run_images
 
     from gap3d import gc
     from pipelines.command import open_store
@@ -166,14 +167,15 @@ def perform(run: Run) -> int:
         getattr(owner, name)(run.argument)
     if run.point:
         install(Point(**run.point))
-    if run.work not in ("line", "gc"):
+    if run.work not in ("line", "images_line", "gc"):
         sys.argv = [run.work, *run.flags]
         runpy.run_module(run.work, run_name="__main__", alter_sys=True)
         return 0
     settings = small(Path(run.store), Path(run.source), **run.values)
     count_work(Path(f"{run.log}.started"))
-    if run.work == "line":
-        run_line(settings).save(Path(f"{run.log}.report"))
+    if run.work in ("line", "images_line"):
+        whole = run_line if run.work == "line" else run_images
+        whole(settings).save(Path(f"{run.log}.report"))
         return 0
     gc.SMALL_PARTS = 2
     store = open_store(settings)

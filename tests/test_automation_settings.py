@@ -86,6 +86,6 @@ def test_a_changed_setting_is_seen_by_its_asset_and_computes_what_it_affects(
 
 def test_every_section_of_the_settings_says_which_assets_it_affects():
     sections = {name for name, field in Settings.model_fields.items() if isinstance(field.default, Section)}
-    sections -= {"image_text", "coco"}  # of programs beside the line of objects
+    sections -= {"image_text", "coco", "images"}  # beside the line of objects
     assert sections == set(ASSETS_OF)
     assert {name.partition("__")[0].lower() for name, _ in COMPUTED} == sections

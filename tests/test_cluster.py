@@ -16,6 +16,8 @@ import yaml
 
 from gap3d.records import Outcome, SystemicFault
 from pipelines import cluster
+from pipelines.command import load_settings
+from pipelines.job import Item, Row, outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 0.1
@@ -102,6 +104,29 @@ def test_what_no_node_has_is_said_at_once(nodes, resources, words):
     with pytest.raises(SystemicFault, match=rf"no node .* \({words}\); its nodes have"):
         cluster.RayPool(Sleeper, resources, 60)
     assert time.monotonic() - started < 5
+
+
+class Poisoned(Sleeper):
+    """Dies of one item as soon as it is at it."""
+
+    def process(self, payload):
+        if payload == "poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().process(payload)
+
+
+def test_of_several_items_at_work_in_an_actor_that_dies_the_guilty_one_alone_is_told_so(nodes):
+    pool = cluster.RayPool(Poisoned, cluster.Resources(1, ahead=3), 60)
+    payloads = ["a", "b", "poison", "c", "d", "e"]
+    items = [Item(shard="0", rows=(Row(stage="s", key=each, inputs={}),), payload=each) for each in payloads]
+    found = {item.payload: outcome for item, (outcome,) in outcomes(pool, items, load_settings("demo"))}
+    pool.close()
+    assert {name: outcome.status for name, outcome in found.items()} == {
+        **dict.fromkeys("abcde", "ok"),
+        "poison": "crashed",
+    }
+    assert found["poison"].attempts == 2
+    assert sum(outcome.attempts for outcome in found.values()) <= 6 + 3  # those that were at work beside it, once more
 
 
 class Broken(Sleeper):

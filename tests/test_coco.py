@@ -13,7 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from folders import counters
 from killed import Point, Run
+from pictures import rows_of as image_rows
+from pictures import run_images
 from PIL import Image
 from webdataset_tars import read_back
 
@@ -278,6 +281,24 @@ def test_what_is_not_there_is_told(tmp_path):
     (tmp_path / "coco" / "val2017.zip").write_bytes(b"cut")
     with pytest.raises(ValueError, match="download it again"):
         coco.run(settings_of(tmp_path, tmp_path / "coco"))
+
+
+def test_its_tars_become_targets_with_the_captions_of_choice(tmp_path):
+    given = {"path": write_folder(tmp_path / "coco"), "tar_images": 3}
+    small = {"catalog": {"shards": 2}, "targets": {"image_size": 56}, "compute": {"workers": 0}}
+    settings = settings_of(tmp_path, given["path"], images={"kind": "tars"}, **small)
+    coco.run(settings)
+    report = run_images(settings)
+    assert report.by_status("targets") == report.by_status("dataset") == {"ok": 8}
+    rows = {row["identifier"].rpartition("#")[2]: row for _, _, row in image_rows(settings, "dataset").values()}
+    expected = protocol()
+    for number, (_, captions) in expected.items():
+        assert sorted(rows[f"{number:012d}"]["captions"]) == sorted(captions)
+        assert rows[f"{number:012d}"]["licence"] == LICENCES[number % 2]["name"]
+    drawn = settings_of(tmp_path, given["path"], images={"kind": "tars", "captions_from": ["txt"]}, **small)
+    assert counters(run_images(drawn))["targets"] == 0
+    rows = {row["identifier"].rpartition("#")[2]: row for _, _, row in image_rows(drawn, "dataset").values()}
+    assert {int(key): row["captions"] for key, row in rows.items()} == {n: [text] for n, (text, _) in expected.items()}
 
 
 @pytest.mark.parametrize(

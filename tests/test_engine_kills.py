@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,14 +18,6 @@ from remains import attempts, committed, leftovers, new_run, orphans, run_again,
 from pipelines.report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def ray_folder():
-    """Where Ray keeps its sessions: sockets need a short path."""
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        yield folder
-        wait_for(lambda: not alive(mentioning(folder)), 10, "every process of Ray has ended")
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from remains import STAGES, attempts, committed, leftovers, manifests, new_run, 
 from gap3d.catalog import object_id_of
 from pipelines.command import open_store
 from pipelines.report import Report
+from pipelines.targets import AHEAD
 
 BROKEN = f"Renderer {object_id_of('folder', 'broken.glb')}"
 """A failure is held back until a success shows that the engine works: it may be in flight beside another object."""
@@ -115,8 +116,8 @@ def test_a_killed_run_loses_what_was_in_flight_and_nothing_else(nursery, referen
         done = sum(of == stage for of, *_ in before)
         assert report.count("expected", stage) == report.count("found", stage) == 5
         assert report.count("computed", stage) + report.count("decided", stage) == 5 - done
-    twice = {row for row, count in started(run, again).items() if count > 1}
-    assert len(twice - {BROKEN}) <= 1
+    twice = Counter(row.split()[0] for row, count in started(run, again).items() if count > 1 and row != BROKEN)
+    assert sum(twice.values()) <= (AHEAD if "Featurizer" in twice else 1)
     assert leftovers(run) == []
 
 
@@ -253,6 +254,7 @@ def test_a_stopped_run_keeps_what_it_has_finished(nursery, reference, place, poi
     done = {(of, key) for of, key, _ in committed(run) if of == "targets"}
     again, report = run_again(nursery, run)
     assert report.count("computed", "targets") + report.count("decided", "targets") == 5 - len(done)
-    assert all(count == 1 for count in started(run, again).values())
+    twice = [row for row, count in started(run, again).items() if count > 1]
+    assert len(twice) < AHEAD  # begun, and not finished
     assert digests(settings_of(run)) == reference.digests
     assert leftovers(run) == []

@@ -1,0 +1,160 @@
+"""The worker of targets: one encoder that is never idle while there is something to encode.
+
+Several items are at work at once, each in a thread of the pool's: one is in the encoder, the pixels of the next are
+made by a few threads that decode, and the rows of the last are packed, hashed and handed over. Decoding, hashing and
+the encoder run outside Python's lock.
+"""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gap3d import fingerprints
+from gap3d.features.encoders import Encoder, load_encoder
+from gap3d.features.images import to_uint8
+from gap3d.features.tokens import columns_of
+from gap3d.images import Place, read_bytes
+from gap3d.parts import read_rows
+from gap3d.records import Failure, Outcome, SystemicFault
+from gap3d.settings import Settings
+from pipelines.utilisation import DECODE, FEED, FORWARD
+
+STAGE = "targets"
+
+
+class Featurizer:
+    """One encoder, kept from batch to batch.
+
+    Args:
+        settings: what the feature is, limits, and threads of the encoder; as many decode.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.encoder: Encoder = load_encoder(settings.targets, threads=settings.compute.encoder_threads)
+        self.decoders = ThreadPoolExecutor(settings.compute.encoder_threads, thread_name_prefix="decode")
+        self.engine = ThreadPoolExecutor(1, thread_name_prefix="encode")  # always the same thread: one team of OpenMP's
+        self.closing = threading.Event()
+        self.idle_since = time.perf_counter()  # of the encoder
+
+    def process(self, payload: Mapping[str, Any]) -> list[Outcome]:
+        """One batch of images: a row each, whatever becomes of the others.
+
+        Args:
+            payload: ``keys``, and where their images are: ``places`` (of files), or ``part`` and ``positions``.
+        """
+        begun = time.perf_counter()
+        images = read_images(payload)
+        read_s = (time.perf_counter() - begun) / len(images)
+        outcomes: dict[str, Outcome] = {}
+        keys, pixels, costs = [], [], []
+        for key, (found, seconds) in zip(payload["keys"], self.decoders.map(self.decode, images), strict=True):
+            if isinstance(found, Failure):
+                outcomes[key] = Outcome(stage=STAGE, key=key, status=found.status, reason=found.reason)
+                continue
+            keys.append(key)
+            pixels.append(found)
+            costs.append({"decode": seconds + read_s})
+        if keys:
+            batch = np.stack(pixels)
+            del pixels
+            tokens, shares = self.engine.submit(self.encode, batch, begun).result()
+            for key, row, spent in zip(keys, tokens, costs, strict=True):
+                outcomes[key] = self.outcome(key, row, {**spent, **shares})
+        return [outcomes[key] for key in payload["keys"]]
+
+    def decode(self, image: bytes) -> tuple[NDArray[np.uint8] | Failure, float]:
+        """Pixels of one image, or why there are none; and the seconds that it took."""
+        begun = time.perf_counter()
+        found: NDArray[np.uint8] | Failure
+        try:
+            found = to_uint8(image, self.settings.targets, self.settings.limits.pixels)
+        except Failure as failure:
+            found = failure
+        return found, time.perf_counter() - begun
+
+    def encode(self, pixels: NDArray[np.uint8], arrived: float) -> tuple[list[Tensor], dict[str, float]]:
+        """Tokens of a batch, and seconds of an image: in the encoder, and before it what that waited for.
+
+        Until the item had arrived it waited for work, and from then on for pixels.
+
+        Args:
+            pixels: uint8 [B, S, S, 3].
+            arrived: when the work on the item began.
+        """
+        begun = time.perf_counter()
+        no_item = min(max(arrived - self.idle_since, 0.0), begun - self.idle_since)
+        no_pixels = begun - self.idle_since - no_item
+        # On a CPU an image takes seconds: whoever stops a run waits for one of them, not for a batch.
+        step = 1 if self.encoder.images_per_pass == 1 else len(pixels)
+        tokens: list[Tensor] = []
+        for start in range(0, len(pixels), step):
+            if self.closing.is_set():
+                raise SystemicFault("the encoder was stopped")
+            tokens += self.encoder.encode(pixels[start : start + step])
+        self.idle_since = time.perf_counter()
+        spent = {FORWARD: self.idle_since - begun, DECODE: no_pixels, FEED: no_item}
+        return tokens, {name: seconds / len(pixels) for name, seconds in spent.items()}
+
+    def outcome(self, key: str, tokens: Tensor, costs: Mapping[str, float]) -> Outcome:
+        """The row of one image.
+
+        Args:
+            key: its key.
+            tokens: float32 [T, C].
+            costs: seconds by kind.
+        """
+        begun = time.perf_counter()
+        object_id, _, view = key.partition("/")
+        columns = columns_of(tokens, self.encoder.layout, self.settings.targets.store_dtype)
+        data = {"object_id": object_id, "view": int(view), **columns}
+        # Arrays over the bytes: they go to another process in shared memory, and are read there where they lie.
+        data = {name: np.frombuffer(cell, np.uint8) if isinstance(cell, bytes) else cell for name, cell in data.items()}
+        digest = fingerprints.row_digest("ok", data)
+        spent = {**costs, "pack": time.perf_counter() - begun}
+        return Outcome(
+            stage=STAGE,
+            key=key,
+            data=data,
+            digest=digest,
+            seconds=sum(spent[name] for name in (FORWARD, "decode", "pack")),
+            device=self.encoder.device,
+            costs=spent,
+        )
+
+    def probe(self) -> None:
+        """Encode a grey image."""
+        side = self.settings.targets.image_size
+        self.engine.submit(self.encoder.encode, np.zeros((1, side, side, 3), dtype=np.uint8)).result()
+
+    def close(self) -> None:
+        """End the threads, the encoder's after the image that it is at."""
+        self.closing.set()
+        self.engine.shutdown(cancel_futures=True)
+        self.decoders.shutdown(cancel_futures=True)
+
+
+def read_images(payload: Mapping[str, Any]) -> Sequence[bytes]:
+    """The images of a batch as they are stored, in the order of its keys.
+
+    Raises:
+        SystemicFault: a file is not what it was when its place was noted.
+    """
+    if "places" in payload:
+        return [read_bytes(Path(payload["root"]), Place(*place)) for place in payload["places"]]
+    table = read_rows(Path(payload["part"]), payload["positions"], ["png"])
+    found: list[bytes] = table.column("png").to_pylist()
+    return found
+
+
+def cuda_here() -> bool:
+    """Whether this process has a GPU to encode on."""
+    return torch.cuda.is_available()

@@ -1,0 +1,111 @@
+"""What computes items: a worker's shape, what may become of an item, and the pool of one worker in this process."""
+
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from gap3d.records import Outcome, SystemicFault
+
+
+class Worker(Protocol):
+    """What computes items: lives in one process, keeps what is dear (a Blender, an encoder) between items."""
+
+    def process(self, payload: Any) -> list[Outcome]:
+        """Outcomes of one item; called from several threads at once where the job looks ahead."""
+
+    def probe(self) -> None:
+        """Prove that the engine works on a good input; raises SystemicFault where it does not."""
+
+    def close(self) -> None:
+        """Let go of processes and files; what is at work in another thread ends soon."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """No outcome: the worker raised or died.
+
+    Attributes:
+        reason: one line.
+        traceback: all of it.
+        died: the worker's process is gone, so another try may do better.
+    """
+
+    reason: str
+    traceback: str = ""
+    died: bool = False
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker takes of a node, and how many items it has at work.
+
+    Attributes:
+        workers: at most so many.
+        ahead: items that one worker is handed at once, each in a thread of its own: while one is in its engine, the
+            next is made ready and the last handed over. 1: one after another.
+    """
+
+    workers: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+    custom: Mapping[str, float] = field(default_factory=dict)
+    ahead: int = 1
+
+
+def guarded(call: Callable[[], list[Outcome]]) -> list[Outcome] | Broken:
+    """An exception in one item's handling is that item's answer; a systemic fault goes on."""
+    try:
+        return call()
+    except SystemicFault:
+        raise
+    except (OSError, MemoryError) as error:
+        # Workers turn what a bad input can cause into outcomes; this is the disk, the store or the machine.
+        raise SystemicFault(f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # noqa: BLE001 - it becomes an internal_error row with this traceback
+        return Broken(f"{type(error).__name__}: {error}"[:500], traceback.format_exc()[-2048:])
+
+
+class LocalPool:
+    """One worker in this process, without Ray.
+
+    Args:
+        factory: makes the worker.
+        ahead: see Resources.
+    """
+
+    def __init__(self, factory: Callable[[], Worker], ahead: int = 1) -> None:
+        self.worker = factory()
+        self.ahead = ahead
+        self.threads = ThreadPoolExecutor(ahead, thread_name_prefix="item") if ahead > 1 else None
+
+    def run(
+        self, items: Sequence[Any], payload: Callable[[Any], Any], *, alone: bool = False
+    ) -> Iterator[tuple[Any, list[Outcome] | Broken]]:
+        """Answers in the order of the items; see RayPool.run."""
+        if self.threads is None or alone:
+            for item in items:
+                yield item, guarded(partial(self.worker.process, payload(item)))
+            return
+        waiting: deque[tuple[Any, Future[list[Outcome] | Broken]]] = deque()
+        for item in items:
+            if len(waiting) == self.ahead:
+                done, answer = waiting.popleft()
+                yield done, answer.result()
+            waiting.append((item, self.threads.submit(guarded, partial(self.worker.process, payload(item)))))
+        while waiting:
+            done, answer = waiting.popleft()
+            yield done, answer.result()
+
+    def probe(self) -> None:
+        """See Worker.probe."""
+        self.worker.probe()
+
+    def close(self) -> None:
+        """See Worker.close."""
+        self.worker.close()
+        if self.threads is not None:
+            self.threads.shutdown(cancel_futures=True)
