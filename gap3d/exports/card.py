@@ -30,7 +30,7 @@ def card(
         files: glob of the files of each split.
         features: the hub's description of the columns (YAML); none where the format says it.
         about: what each column is.
-        steps: how it was made: a line each, by name.
+        steps: how the renders were made: a line each, by name; none of images that were there already.
         targets: metadata of the target parts where tokens are part of it.
         use: Python that opens it.
     """
@@ -45,7 +45,12 @@ def card(
         pretty_name=name,
         size_categories=[next((text for size, text in SIZES if len(rows) < size), "n>10M")],
         task_categories=["image-feature-extraction"] if targets else ["text-to-image"],
-        tags=["3d", "gap3d", *(["dinov2"] if targets else []), *(["untrained-encoder"] if untrained else [])],
+        tags=[
+            *(["3d"] if steps else []),
+            "gap3d",
+            *(["dinov2"] if targets else []),
+            *(["untrained-encoder"] if untrained else []),
+        ],
         configs=[
             {
                 "config_name": "default",
@@ -54,6 +59,8 @@ def card(
         ],
         **described,
     )
+    count = len({row["object_id"] for row in rows})
+    made = table(("step", "settings"), [(name, plain(text)) for name, text in steps.items()])
     lines = [
         "---",
         head.to_yaml(line_break="\n"),
@@ -62,8 +69,8 @@ def card(
         f"# {plain(name)}",
         "",
         *([f"**{plain(targets['encoder']['label'])}: the tokens mean nothing.**", ""] if targets and untrained else []),
-        f"Renders of {len({row['object_id'] for row in rows})} 3D objects"
-        f"{' with the tokens of a frozen encoder' if targets else ''}, made by GAP3D's pipeline.",
+        (f"Renders of {count} 3D objects" if steps else f"{count} images")
+        + f"{' with the tokens of a frozen encoder' if targets else ''}, made by GAP3D's pipeline.",
         "",
         *table(("split", "rows", "objects"), [(s, n, objects(rows, s)) for s, n in sorted(splits.items())]),
         *table(("column", "what"), list(about.items())),
@@ -71,9 +78,7 @@ def card(
         use,
         "```",
         "",
-        "## How it was made",
-        "",
-        *table(("step", "settings"), [(name, plain(text)) for name, text in steps.items()]),
+        *(["## How it was made", "", *made] if steps else []),
         *(encoder_lines(targets) if targets else []),
         "## Licences",
         "",
