@@ -16,6 +16,7 @@ from gap3d.archives import trees
 from gap3d.blobs import sha256_of
 from gap3d.catalog import object_id_of
 from gap3d.denials import HASH, Denial, matches
+from gap3d.exports import pieces
 from gap3d.lease import lease
 from gap3d.manifest import Manifest
 from gap3d.parts import write_atomically
@@ -46,12 +47,14 @@ class Erased:
         parts: rewritten or removed, as stage/shard/part.
         files: blobs, reports and exports that were removed.
         contents: (path, sha256) of their own files.
+        exports: folders that have lost files, which held other objects too.
     """
 
     objects: Mapping[str, str]
     parts: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     contents: set[tuple[str, str]] = field(default_factory=set)
+    exports: list[Path] = field(default_factory=list)
 
 
 def denied(store: Store) -> dict[str, str]:
@@ -77,7 +80,7 @@ def note_denials(store: Store, denials: Sequence[Denial]) -> None:
 
 
 def forgotten(store: Store, denials: Sequence[Denial]) -> dict[str, str]:
-    """Reason by object_id, of denied objects without a row in the catalog of which a part on the disk has a row."""
+    """Reason by object_id, of denied objects without a row in the catalog that a part or an export still holds."""
     reasons = {denial.object: denial.reason for denial in denials if denial.object}
     licences = [denial for denial in denials if denial.licence]
     named = {name: reason for name, reason in reasons.items() if HASH.fullmatch(name)}
@@ -100,6 +103,11 @@ def forgotten(store: Store, denials: Sequence[Denial]) -> dict[str, str]:
                 hit += [d.reason for d in licences if "licence" in row and matches(row["licence"] or "", [d.licence])]
                 if hit:
                     named.setdefault(key, hit[0])
+    for folder in exports(store):
+        present |= {key for key in named if (folder / key / pieces.MARKER).exists()}
+        present |= {
+            key for record in pieces.records(folder) for piece in record.pieces.values() for key in piece.objects
+        }
     return {key: f"{DENIED}{reason}" for key, reason in named.items() if key in present - listed}
 
 
@@ -183,9 +191,14 @@ def remove(store: Store, done: Erased, wait_s: float) -> None:
             done.files.append(str(path))
     for folder in exports(store):
         for place in (folder / key for key in done.objects):
-            if (place / "transforms.json").exists():
+            if (place / pieces.MARKER).exists():
                 shutil.rmtree(place)
                 done.files.append(str(place))
+        if (folder / pieces.HIDDEN).is_dir():
+            with lease(folder / pieces.HIDDEN, wait_s):
+                erased, shared = pieces.erase(folder, done.objects)
+            done.files += erased
+            done.exports += [folder] if shared else []
 
 
 def contents_of(store: Store, objects: Mapping[str, str]) -> set[tuple[str, str]]:
@@ -255,7 +268,9 @@ def traces(store: Store, objects: Mapping[str, str], contents: set[tuple[str, st
         for path in store.folder.rglob(pattern):
             text = "" if path == store.folder / RECORD else path.read_text(errors="replace")
             found += [f"{path.relative_to(store.folder)}: {key}" for key in objects if key in text]
-    found += [str(folder / key) for folder in exports(store) for key in objects if (folder / key).exists()]
+    for folder in exports(store):
+        found += [str(folder / key) for key in objects if (folder / key).exists()]
+        found += pieces.traces(folder, objects)
     used = gc.used_blobs(store)
     left = {(path, sha256) for path, sha256 in contents or contents_of(store, objects) if sha256 not in used}
     digests = {sha256 for _, sha256 in left}

@@ -38,6 +38,11 @@ def erase(store: Store, settings: Settings) -> list[str]:
         f"takedown: {len(objects)} objects denied; {len(done.parts)} parts and {len(done.files)} files erased",
         *(f"  {name}" for name in done.parts),
         *(f"  {path}" for path in done.files),
+        *(
+            f"  {folder}: these files held other objects too: run `python -m pipelines.export --out {folder}` "
+            "as before to have them again"
+            for folder in done.exports
+        ),
         f"takedown: every part, table, page and export was read: nothing of {len(objects)} objects is left"
         + (f" in {store.collection}; {', '.join(others)} {STILL}" if others else ""),
     ]

@@ -1,19 +1,29 @@
 """A deny-list: what it names is gone from everything after the next run and gc, and a report proves it."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from folders import run_line, small, write_objects
+from webdataset_tars import read_back
 
+from gap3d import gc as collect
+from gap3d.blobs import sha256_of
 from gap3d.catalog import object_id_of
+from gap3d.exports.pieces import records
+from gap3d.exports.webdataset import Pictures
 from gap3d.parts import read_rows
 from gap3d.takedown import denied, rewrite, traces
 from pipelines import catalog, downloads, gc, previews
 from pipelines.command import open_store
-from pipelines.export import export
+from pipelines.export import export, export_datasets, export_trellis, export_webdataset
+
+JPG = Pictures()
+CAPTIONS = "path,captions\na.obj,a cube\nb.obj,a tall box\ndeep/er/c.obj,a tower\npainted.obj,a red box\n"
+WAYS = ("exported", "trellis", "tars", "hub")
 
 
 def deny(path, *lines):
@@ -29,6 +39,7 @@ def finished(tmp_path_factory):
     """A folder of objects and the store of a finished line with reports; to be copied."""
     root = tmp_path_factory.mktemp("finished")
     write_objects(root / "objects")
+    (root / "objects" / "captions.csv").write_text(CAPTIONS)
     settings = small(root / "store", root / "objects")
     run_line(settings)
     previews.write_reports(open_store(settings), settings)
@@ -41,7 +52,11 @@ def made(finished, tmp_path):
     for name in ("objects", "store"):
         shutil.copytree(finished / name, tmp_path / name)
     before = small(tmp_path / "store", tmp_path / "objects")
-    export(open_store(before), tmp_path / "exported")
+    store = open_store(before)
+    export(store, tmp_path / "exported")
+    export_trellis(store, tmp_path / "trellis", "renders_cond")
+    export_webdataset(store, tmp_path / "tars", JPG)
+    export_datasets(store, tmp_path / "hub", images=True, tokens=True)
     path = deny(tmp_path / "denied.csv", ("painted.obj", "", "asked by its author"))
     after = small(tmp_path / "store", tmp_path / "objects", catalog={"denied": path, "shards": 2})
     return before, after, object_id_of("folder", "painted.obj")
@@ -74,6 +89,74 @@ def test_a_denied_object_is_gone_from_every_byte_of_the_store_and_its_exports(ma
     assert {path for path, content in kept.items() if key.encode() in content} <= left
     assert not (tmp_path / "exported" / key).exists()
     assert sum(1 for _ in (tmp_path / "exported").iterdir()) == 3
+
+
+def test_a_denied_object_is_gone_from_every_way_out_and_a_new_export_has_all_others(made, tmp_path):
+    before, after, key = made
+    store = open_store(before)
+    row = next(
+        row
+        for shard in store.shards
+        for row in store.read(store.manifest("renders", shard)).values()
+        if row["object_id"] == key
+    )
+    sha256 = sha256_of(tmp_path / "objects" / "painted.obj")
+    tokens = next(
+        found["patches"]
+        for shard in store.shards
+        for found in store.read(store.manifest("targets", shard)).values()
+        if found["object_id"] == key
+    )
+    needles = {
+        "trellis": (row["png"], key.encode(), sha256.encode(), b"painted.obj"),
+        "tars": (JPG.encode(row["png"]), key.encode(), b"a red box", b"painted.obj"),
+        "hub": (row["png"], bytes(tokens), key.encode(), b"a red box", b"painted.obj"),
+    }
+    for way, wanted in needles.items():
+        for needle in wanted:
+            assert any(needle in content for content in everything(tmp_path / way).values()), (way, needle[:20])
+    run_line(after)
+    assert {str(path).removeprefix(f"{tmp_path}/").partition("/")[0] for path in traces(store, denied(store))} >= {
+        *WAYS
+    }
+    shared = {
+        str(tmp_path / way)
+        for way in WAYS
+        for record in records(tmp_path / way)
+        for piece in record.pieces.values()
+        if {key} < set(piece.objects)
+    }
+    lines = gc.erase(store, after)
+    told = {line.strip().partition(":")[0] for line in lines if line.endswith("as before to have them again")}
+    assert told == shared and shared
+    for way, wanted in needles.items():
+        for path, content in everything(tmp_path / way).items():
+            assert not any(needle in content or needle.decode("latin-1") in str(path) for needle in wanted), path
+    assert len(list((tmp_path / "trellis" / "renders_cond").iterdir())) == 3
+    export_webdataset(store, tmp_path / "tars", JPG)
+    export_datasets(store, tmp_path / "hub", images=True, tokens=True)
+    others = {object_id_of("folder", name) for name in ("a.obj", "b.obj", "deep/er/c.obj")}
+    assert {key.partition("_")[0] for key in read_back((tmp_path / "tars").glob("*/*.tar"))} == others
+    tables = [pq.read_table(path) for path in (tmp_path / "hub" / "data").glob("*.parquet")]
+    assert {key for table in tables for key in table["object_id"].to_pylist()} == others
+
+
+def test_a_denied_object_is_not_exported_before_the_line_ran(made, tmp_path):
+    _, after, _ = made
+    catalog.run(after)
+    with pytest.raises(ValueError, match=r"still has 1 denied objects: run `python -m pipelines.line` first"):
+        export_webdataset(open_store(after), tmp_path / "again", JPG)
+
+
+def test_what_a_killed_takedown_left_in_an_export_is_found(made, tmp_path):
+    before, _, key = made
+    kinds = {"trellis": "transforms.json", "tars": ".tar", "hub": ".parquet"}
+    for record in (path for way in kinds for path in (tmp_path / way / ".gap3d").glob("*-*.json")):
+        # As if nothing had been removed but the records' own entries.
+        record.write_text(json.dumps({**json.loads(record.read_text()), "pieces": {}}))
+    found = traces(open_store(before), {key: ""})
+    for way, kind in kinds.items():
+        assert any(trace.startswith(f"{tmp_path / way}/") and trace.endswith(f"{kind}: {key}") for trace in found)
 
 
 def test_what_others_hold_is_untouched_and_a_later_run_finds_nothing_to_do(made):
@@ -148,6 +231,22 @@ def test_what_its_source_does_not_list_any_more_is_erased_all_the_same(made, tmp
     kept = everything(store.root)
     assert [path for path, content in kept.items() if material in content or key.encode() in content] == []
     assert not (tmp_path / "exported" / key).exists()
+    assert denied(store) == {}
+
+
+def test_what_only_exports_still_hold_is_erased_there(made, tmp_path):
+    before, after, key = made
+    (tmp_path / "objects" / "painted.obj").unlink()
+    run_line(before)
+    store = open_store(before)
+    collect.compact(store, 0.0, dry_run=False)
+    collect.collect(store, 0.0, 0.0, dry_run=False)
+    run_line(after)
+    assert denied(store) == {key: "denied: asked by its author"}
+    gc.erase(store, after)
+    for way in WAYS:
+        assert [path for path, content in everything(tmp_path / way).items() if key.encode() in content] == []
+        assert [path for path in (tmp_path / way).rglob("*") if key in str(path)] == []
     assert denied(store) == {}
 
 
