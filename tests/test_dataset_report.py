@@ -13,7 +13,7 @@ from gallery_data import Collection, object_id, settings_of
 from PIL import Image
 
 from gap3d.document import state_of
-from pipelines import dataset_report
+from pipelines import dataset, dataset_report
 from pipelines.job import NotReady
 from pipelines.survey import Bounds
 
@@ -136,6 +136,16 @@ def test_it_is_made_again_only_where_something_changed(place):
     assert len(embedded(elsewhere.page)["shown"]) == 2
     assert state_of(elsewhere.page.read_bytes()[:4096]) != state_of(place.written.page.read_bytes()[:4096])
     assert stamps() == before
+
+
+def test_a_changed_dataset_has_a_new_report(tmp_path):
+    store, settings = write_dataset(tmp_path, tokens_of(4))
+    assert embedded(dataset_report.write(store, settings).page)["counts"]["images"] == 4
+    fewer = settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"count": 3})})
+    dataset.run(fewer)
+    data = embedded(dataset_report.write(store, fewer).page)
+    assert (data["counts"]["images"], len(data["shown"])) == (3, 3)
+    assert data["stages"][-1]["statuses"] == {"ok": 3, "no_geometry": 1, "not_admitted": 1}
 
 
 def test_samples_bound_what_is_read_and_the_page_says_so(place):
