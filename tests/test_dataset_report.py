@@ -10,10 +10,12 @@ import pytest
 from browser import NEEDED, Browser
 from dataset_data import COPY, COUNT, LAYOUT, ORIGINAL, STRANGE, tokens_of, write_dataset
 from gallery_data import Collection, object_id, settings_of
+from pictures import of_images, pairs, picture, run_images, write_tar
 from PIL import Image
 
 from gap3d.document import state_of
 from pipelines import dataset, dataset_report
+from pipelines.command import open_store
 from pipelines.job import NotReady
 from pipelines.survey import Bounds
 
@@ -182,6 +184,19 @@ def test_tokens_that_are_not_sound_are_told_at_the_top(tmp_path):
     assert {finding["about"] for finding in data["findings"] if not finding["good"]} == {
         f"{name}: every token has variance 1" for name in ("cls", "registers", "patches")
     }
+
+
+def test_a_collection_of_images_shows_its_own_pictures(tmp_path):
+    write_tar(tmp_path / "tars" / "a.tar", pairs(0, 4))
+    settings = of_images(tmp_path / "store", tmp_path / "tars")
+    run_images(settings)
+    data = embedded(dataset_report.write(open_store(settings), settings).page)
+    assert len(data["shown"]) == len(data["pictures"]) == 4
+    number = int(data["shown"][0]["caption"].split()[1])
+    seen = np.asarray(Image.open(io.BytesIO(decoded(data["pictures"][data["shown"][0]["key"]]))), dtype=float)
+    truth = Image.open(io.BytesIO(picture(number))).crop((2, 0, 22, 20)).resize((56, 56), Image.Resampling.BICUBIC)
+    assert np.abs(seen - np.asarray(truth)).mean() < 25  # colours of noise, through a WebP
+    assert {shown["object"] for shown in data["shown"]} == {""}  # nothing is transparent
 
 
 @pytest.fixture(scope="module")
