@@ -4,6 +4,7 @@ CLS tokens of all images are compared (they are small); the other tokens of a se
 sample of that one shown. Everything is read where the dataset's index says that it lies.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +23,11 @@ from gap3d.atlas.neighbours import Duplicates, Neighbours, nearest
 from gap3d.atlas.palette import Painting, Palette
 from gap3d.atlas.pca import Components, Covariance
 from gap3d.atlas.statistics import TokenStatistics
+from gap3d.images import Place, read_bytes
+from gap3d.records import SystemicFault
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
+from pipelines import images
 from pipelines.job import NotReady
 from pipelines.progress import progress
 
@@ -197,20 +201,27 @@ def survey(store: Store, settings: Settings, bounds: Bounds) -> Survey:
         paint(store, found, palette, masks, bar.update)
         compare(store, found, bounds, bar.update)
     wanted = [row for row in to_picture(found, bounds) if row.key not in found.looked]
-    for key, picture in pictures_of(store, wanted):
+    for key, picture in pictures_of(store, settings, wanted):
         if (seen := pictures.as_seen(picture, settings.targets, settings.limits.pixels)) is not None:
             found.looked[key] = Looked(pictures.shrunk(seen))
     return found
 
 
-def pictures_of(store: Store, rows: Iterable[Row]) -> Iterator[tuple[str, bytes]]:
+def pictures_of(store: Store, settings: Settings, rows: Iterable[Row]) -> Iterator[tuple[str, bytes]]:
     """(key, encoded picture) of rows of the dataset; rows whose picture is not there any more are left out."""
     shards: dict[str, list[str]] = {}
     for row in rows:
         shards.setdefault(row.shard, []).append(row.key)
     for shard, keys in shards.items():
-        for record in entries.pictures(store.manifest("renders", shard), store, keys):
-            yield record["key"], record["png"]
+        held = store.manifest(settings.pictures, shard)
+        if settings.pictures == "renders":
+            yield from ((record["key"], record["png"]) for record in entries.pictures(held, store, keys))
+            continue
+        root = images.root_of(settings)
+        for key, record in store.read(held, ["place", "offset", "bytes", "sha256"], keys).items():
+            with contextlib.suppress(SystemicFault, OSError):  # the file changed, or is gone
+                place = Place(record["place"], record["offset"], record["bytes"], record["sha256"])
+                yield key, read_bytes(root, place)
 
 
 def silhouettes(store: Store, settings: Settings, found: Survey) -> dict[str, NDArray[np.bool_] | None]:
@@ -218,7 +229,7 @@ def silhouettes(store: Store, settings: Settings, found: Survey) -> dict[str, ND
     grid = tuple(found.layout["grid"])
     shown = {row.key for row in found.shown}
     masks: dict[str, NDArray[np.bool_] | None] = {row.key: None for row in found.fitted}
-    for key, picture in pictures_of(store, found.fitted):
+    for key, picture in pictures_of(store, settings, found.fitted):
         masks[key] = pictures.foreground(picture, settings.targets, grid, settings.limits.pixels)
         if key in shown:
             seen = pictures.as_seen(picture, settings.targets, settings.limits.pixels)

@@ -10,10 +10,12 @@ import pytest
 from browser import NEEDED, Browser
 from dataset_data import COPY, COUNT, LAYOUT, ORIGINAL, STRANGE, tokens_of, write_dataset
 from gallery_data import Collection, object_id, settings_of
+from pictures import of_images, pairs, picture, run_images, write_tar
 from PIL import Image
 
 from gap3d.document import state_of
-from pipelines import dataset_report
+from pipelines import dataset, dataset_report
+from pipelines.command import open_store
 from pipelines.job import NotReady
 from pipelines.survey import Bounds
 
@@ -138,6 +140,16 @@ def test_it_is_made_again_only_where_something_changed(place):
     assert stamps() == before
 
 
+def test_a_changed_dataset_has_a_new_report(tmp_path):
+    store, settings = write_dataset(tmp_path, tokens_of(4))
+    assert embedded(dataset_report.write(store, settings).page)["counts"]["images"] == 4
+    fewer = settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"count": 3})})
+    dataset.run(fewer)
+    data = embedded(dataset_report.write(store, fewer).page)
+    assert (data["counts"]["images"], len(data["shown"])) == (3, 3)
+    assert data["stages"][-1]["statuses"] == {"ok": 3, "no_geometry": 1, "not_admitted": 1}
+
+
 def test_samples_bound_what_is_read_and_the_page_says_so(place):
     bounds = Bounds(compared=9, measured=7, fitted=5, shown=3, queries=2)
     made = dataset_report.write(place.store, place.settings, place.root / "few", bounds)
@@ -172,6 +184,19 @@ def test_tokens_that_are_not_sound_are_told_at_the_top(tmp_path):
     assert {finding["about"] for finding in data["findings"] if not finding["good"]} == {
         f"{name}: every token has variance 1" for name in ("cls", "registers", "patches")
     }
+
+
+def test_a_collection_of_images_shows_its_own_pictures(tmp_path):
+    write_tar(tmp_path / "tars" / "a.tar", pairs(0, 4))
+    settings = of_images(tmp_path / "store", tmp_path / "tars")
+    run_images(settings)
+    data = embedded(dataset_report.write(open_store(settings), settings).page)
+    assert len(data["shown"]) == len(data["pictures"]) == 4
+    number = int(data["shown"][0]["caption"].split()[1])
+    seen = np.asarray(Image.open(io.BytesIO(decoded(data["pictures"][data["shown"][0]["key"]]))), dtype=float)
+    truth = Image.open(io.BytesIO(picture(number))).crop((2, 0, 22, 20)).resize((56, 56), Image.Resampling.BICUBIC)
+    assert np.abs(seen - np.asarray(truth)).mean() < 25  # colours of noise, through a WebP
+    assert {shown["object"] for shown in data["shown"]} == {""}  # nothing is transparent
 
 
 @pytest.fixture(scope="module")

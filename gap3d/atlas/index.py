@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from gap3d.dataset import TargetBatch, read_part
+from gap3d.dataset import TargetBatch, TargetPart
 from gap3d.store import ALL, Store
 
 COLUMNS = ("object_id", "captions", "split", "licence", "identifier", "target_shard", "target_part", "target_row")
@@ -81,13 +81,22 @@ def batches(store: Store, rows: Iterable[Row]) -> Iterator[TargetBatch]:
     Raises:
         OSError, ValueError: a part is gone, or holds other rows than the index says.
     """
-    for (shard, part), found in by_part(rows).items():
-        wanted = {row.position for row in found}
-        keys = {row.key for row in found}
-        for batch in read_part(store.shard("targets", shard) / part, wanted):
-            if not keys.issuperset(batch.keys):
-                raise ValueError(f"targets/{shard}/{part} holds other rows than the index says: make the dataset again")
-            if batch.keys:
+    for (shard, name), found in by_part(rows).items():
+        other = f"targets/{shard}/{name} holds other rows than the index says: make the dataset again"
+        with TargetPart(store.shard("targets", shard) / name) as part:
+            groups: dict[int, list[tuple[int, str]]] = {}
+            for row in found:
+                try:
+                    group, place = part.find(row.position)
+                except IndexError as error:
+                    raise ValueError(other) from error
+                groups.setdefault(group, []).append((place, row.key))
+            for group, wanted in groups.items():
+                batch = part.read(group)
+                if len(wanted) < len(batch.keys):
+                    batch = batch.rows([place for place, _ in wanted])
+                if batch.keys != [key for _, key in wanted]:
+                    raise ValueError(other)
                 yield batch
 
 
