@@ -55,7 +55,7 @@ def table(exact: Encoder, rounded: Encoder, images: np.ndarray) -> str:
     tokens = f"{layout.count} x {layout.width} tokens"
     lines = [
         f"{exact.family.title}, {exact.description['layers']} layers, {len(images)} images at {side}, {tokens}, "
-        f"{exact.device}; {exact.label}",
+        f"{rounded.device}; {exact.label}",
         f"{'against float32':>17} {'tokens':>10} {'mean cosine':>12} {'least cosine':>13} {'greatest error':>15}",
     ]
     for what, targets, truth in rows(exact, rounded, images):
