@@ -2,7 +2,10 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +168,28 @@ def test_a_jpeg_of_endless_scans_is_refused():
     data = FILES["jpeg, progressive"]
     place = data.index(SCAN)
     assert status_of(data[:place] + SCAN * (MOST_SCANS + 1) + data[place:]) is Status.UNSUPPORTED
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from gap3d.features.decoding import decode_image
+from gap3d.records import Failure
+resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
+try:
+    decode_image(open(sys.argv[1], "rb").read(), 10**9)
+except Failure as failure:
+    print(failure.status)
+"""
+
+
+def test_a_picture_that_memory_does_not_hold_is_a_row(tmp_path):
+    side = 16_000
+    rows = zlib.compress(bytes(side * (1 + 3 * side)), 1)
+    data = png_header(side, side, 8, 2) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    (tmp_path / "large.png").write_bytes(data)
+    command = [sys.executable, "-c", LITTLE_MEMORY, str(tmp_path / "large.png")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
+    assert said == "out_of_memory\n"
 
 
 GOOD = png(noise(8, 8))

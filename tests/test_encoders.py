@@ -38,6 +38,15 @@ ROTARY = TargetSettings(encoder="random-small-dinov3", image_size=80)
 BOTH = pytest.mark.parametrize("settings", [SMALL, ROTARY], ids=["dinov2", "dinov3"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Such small models gain nothing from a second one, and wait for it where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pixels(count, side=70, seed=0):
     return np.random.default_rng(seed).standard_normal((count, 3, side, side)).astype(np.float32)
 
@@ -170,9 +179,9 @@ def test_unknown_names_of_weights_are_refused():
     [
         (SMALL, "float32", 1),
         (SMALL, "float32", 2),
-        (SMALL, "bfloat16", 2),
-        (ROTARY, "float32", 2),
-        (ROTARY, "bfloat16", 1),
+        (SMALL, "bfloat16", 1),
+        (ROTARY, "float32", 1),
+        (ROTARY, "bfloat16", 2),
     ],
 )
 def test_a_target_does_not_depend_on_its_batch(settings, dtype, threads):

@@ -1,7 +1,10 @@
 """The line with every kind of encoder and framing: nothing after the encoder assumes one."""
 
+import json
+
 import authors_vit
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from folders import counters, run_line, small, write_box
@@ -45,6 +48,9 @@ def test_the_line_stores_what_any_encoder_makes_of_the_renders(root, values, mon
     store = open_store(settings)
     seen = 0
     for shard in store.shards:
+        for part in store.manifest("targets", shard).parts:
+            about = json.loads(pq.read_schema(store.shard("targets", shard) / part).metadata[b"gap3d"])
+            assert about["encoder"] == encoder.description
         renders = store.read(store.manifest("renders", shard), ["png"])
         for batch in read_targets(store, shard):
             pixels = [to_uint8(renders[key]["png"], settings.targets, 10**6) for key in batch.keys]

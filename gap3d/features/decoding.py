@@ -96,7 +96,8 @@ def decode_image(data: bytes, pixel_limit: int) -> Image.Image:
 
     Raises:
         Failure: ``too_large`` beyond the limit; ``unsupported`` for 16-bit grey (a height or depth map, which Pillow
-            would saturate) and for JPEGs of absurdly many scans; ``import_error`` for anything else that is not whole.
+            would saturate) and for JPEGs of absurdly many scans; ``out_of_memory``; ``import_error`` for anything else
+            that is not whole.
     """
     kind = format_of(data)
     if kind is None:
@@ -116,6 +117,8 @@ def decode_image(data: bytes, pixel_limit: int) -> Image.Image:
         return image if image.mode == wanted else image.convert(wanted)
     except Image.DecompressionBombError as error:  # Pillow asks of WebP alone
         raise Failure(Status.TOO_LARGE, f"a {kind} beyond what Pillow reads: {error}") from error
+    except MemoryError as error:
+        raise Failure(Status.OUT_OF_MEMORY, f"a {kind} of {len(data)} bytes: no memory for its pixels") from error
     except DAMAGE as error:
         raise Failure(Status.IMPORT_ERROR, f"a damaged {kind}: {error}") from error
 

@@ -172,9 +172,9 @@ def pretrained_normalisation(family: Family, settings: TargetSettings) -> Normal
         found = json.loads(Path(path).read_text())
         mean, std = (tuple(map(float, found[name])) for name in ("image_mean", "image_std"))
         if len(mean) != 3 or len(std) != 3 or not all(std):
-            raise ValueError(f"{PREPROCESSING} has {found['image_mean']} and {found['image_std']}")
+            raise ValueError(f"image_mean {found['image_mean']} and image_std {found['image_std']} are not of colours")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise unobtainable(settings, error) from error
+        raise unobtainable(settings, OSError(f"{PREPROCESSING}: {first_line(error)}")) from error
     return Normalisation(mean, std)
 
 
