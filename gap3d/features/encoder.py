@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gap3d.features import images
+from gap3d.features import attention, images, linear
 from gap3d.features.families import family_of
 from gap3d.features.images import Normalisation
 from gap3d.features.tokens import TORCH_DTYPES, TokenLayout, targets_from_prenorm
@@ -68,6 +68,9 @@ class Encoder:
         for parameter in self._model.parameters():
             parameter.data = parameter.data.to(TORCH_DTYPES[settings.dtype])
         self._model.to(self._device)
+        self._tuned = attention.install(self._model)
+        if self._tuned:
+            linear.pack(self._model)
         self._mean, self._std = (
             torch.tensor(values, device=self._device)[:, None, None]
             for values in (self.normalisation.mean, self.normalisation.std)
@@ -80,7 +83,9 @@ class Encoder:
 
     @property
     def device(self) -> str:
-        """Where it runs: cpu, or the name of the GPU."""
+        """Where it runs: cpu, or the name of the GPU; and the attention, where it isn't torch's."""
+        if self._tuned:
+            return f"{self._device.type}, attention {attention.NAME}"
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type
 
     @property
