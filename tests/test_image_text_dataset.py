@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import pickle
 import tarfile
 from collections import Counter
 from functools import partial
@@ -88,6 +89,13 @@ def test_resumed_is_uninterrupted_for_any_number_of_workers(folder, workers, use
     resumed = ImageTextDataset(folder, batch_size=8, seed=2)
     resumed.load_state_dict(json.loads(json.dumps(state)))
     assert [(batch.keys, batch.captions, batch.images) for batch in loader(resumed, workers)] == whole[used:]
+
+
+def test_a_dataset_goes_to_other_processes_without_what_it_maps(folder):
+    dataset = ImageTextDataset(folder)
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 20 * COUNT
+    assert [each.key for each in pickle.loads(sent)] == [each.key for each in dataset]
 
 
 def test_ranks_read_all_of_it_between_them(folder):

@@ -82,7 +82,7 @@ class ImageTextDataset(ShuffledDataset):
     lacks either, or whose image ``decode`` refuses, is damaged: it is raised or counted, and no other takes its place.
 
     The tars' headers are read once and remembered in the user's cache (``tar_index``). A worker holds one sample at a
-    time, 8 bytes for each sample of its lanes, and what the loader prefetches.
+    time, 8 bytes for each sample of its lanes (40 while the order is made), and what the loader prefetches.
 
     Args:
         folder: searched for ``*.tar`` at any depth.
