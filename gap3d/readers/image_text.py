@@ -86,8 +86,9 @@ class ImageTextDataset(ShuffledDataset):
 
     Args:
         folder: searched for ``*.tar`` at any depth.
-        decode: makes of an image's bytes what a sample holds, in the worker; raises ``Failure`` for a damaged image.
-            Default: bytes as they are.
+        decode: makes of an image's bytes what a sample holds, in the worker; raises ``Failure`` for a damaged image,
+            as ``partial(decode_image, pixel_limit=...)`` or ``partial(to_pixels, settings=..., pixel_limit=...)`` do
+            (``gap3d.features``). Default: bytes as they are.
         options: of ``ShuffledDataset``: seed, shuffle, interleave, batch_size, lanes, rank, ranks, pad, on_damage.
 
     Attributes:

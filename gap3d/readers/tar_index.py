@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from gap3d import tars
+from gap3d.images import FORMATS
 from gap3d.parts import write_atomically
 from gap3d.records import Failure
 from gap3d.tars import Span
 
-FORMATS = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}  # by extension; the first that is there counts
 TEXTS = ("json", "txt")  # where captions are looked for, in this order
 ABSENT = Span(-1, -1)
 VERSION = 1  # of the remembered form
