@@ -1,15 +1,20 @@
 """What the stages targets and dataset write, in each variant of the store, is what the dataset gives a training."""
 
+from functools import partial
+
 import pytest
 import torch
 from gallery_data import Collection, object_id, picture
+from pictures import of_images, pairs, run_images, write_tar
 from torch.nn.functional import cosine_similarity
 from torch.utils.data import DataLoader
 
 from gap3d.dataset import TargetPart
 from gap3d.features.encoders import load_encoder
 from gap3d.features.images import to_pixels
+from gap3d.images import key_of
 from gap3d.readers.batches import Collate
+from gap3d.readers.image_text import ImageTextDataset
 from gap3d.readers.targets import TargetDataset
 from gap3d.records import Status
 from pipelines import dataset, targets
@@ -58,3 +63,22 @@ def read_bytes(group, layout):
     """Bytes of the tokens of one row as they are stored, before compression."""
     stored = sum(group.stored(name).nbytes for name in layout if name.startswith(("registers", "patches")))
     return (stored + group.cls.nbytes) // len(group.keys)
+
+
+def test_images_with_the_encoder_online_and_their_targets_in_a_store_are_the_same_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for first in (0, 3):
+        write_tar(tmp_path / "tars" / f"{first}.tar", pairs(first))
+    settings = of_images(tmp_path / "store", tmp_path / "tars")
+    run_images(settings)
+    decode = partial(to_pixels, settings=settings.targets, pixel_limit=settings.limits.pixels)
+    online = {key_of("tars", each.key): each for each in ImageTextDataset(tmp_path / "tars", decode=decode)}
+    stored = {each.key: each for each in TargetDataset(settings.store / settings.collection)}
+    encoder = load_encoder(settings.targets)
+    assert set(online) == set(stored)
+    for key, each in stored.items():
+        assert each.caption == online[key].caption
+        cls, registers, patches = encoder.layout.split(encoder.encode(torch.from_numpy(online[key].image)[None]))
+        assert torch.equal(each.cls, cls[0])
+        assert torch.equal(each.registers, registers[0].to(each.registers.dtype))
+        assert torch.equal(each.patches, patches[0].to(each.patches.dtype))
