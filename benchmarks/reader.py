@@ -3,7 +3,8 @@
 Writes a dataset with the tokens of ViT-L at 518 (2.8 MB an image), then reads it with the torch dataset (shuffled, 16
 row groups interleaved) and plainly, from the page cache, in the same run. Interleaved repeats; medians of the ratios.
 The plain reads fill memory that is there already: as long as one image, which stays in the processor's cache, or as
-long as a batch, which is what a training step gets.
+long as a batch, which is what a training step gets. Beside the rates of the clock stand those of the CPU's seconds, of
+all processes that take part: other work on the machine moves them little.
 
 Then the variants of the store: size, error against float32 by kind of token, and rates. The tokens are synthetic:
 smooth over the grid, with noise, layer-normed as targets are. Real ones compress otherwise; the errors of number
@@ -12,6 +13,7 @@ formats depend on their largest numbers.
 
 import argparse
 import gc
+import resource
 import shutil
 import statistics
 import time
@@ -76,12 +78,19 @@ def write(folder: Path, rows: list[torch.Tensor], dtype: Any, compression: Any) 
     return store, seconds
 
 
-def timed(work: Callable[[], int]) -> tuple[float, int]:
-    """(seconds, bytes) of one pass."""
+def timed(work: Callable[[], int]) -> tuple[float, float, int]:
+    """(seconds, CPU seconds of this process and its workers, bytes) of one pass."""
     gc.collect()
-    started = time.perf_counter()
+    started, used = time.perf_counter(), cpu()
     size = work()
-    return time.perf_counter() - started, size
+    seconds = time.perf_counter() - started
+    gc.collect()  # a loader waits for its workers
+    return seconds, cpu() - used, size
+
+
+def cpu() -> float:
+    """CPU seconds of this process, and of those that it started and that have ended."""
+    return time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
 def plain(path: Path, buffer: np.ndarray) -> int:
@@ -162,19 +171,27 @@ def speed(folder: Path, rows: list[torch.Tensor], repeats: int) -> None:
         "batches, DataLoader of 1 worker": partial(batches, dataset, collate, 1),
         "batches, DataLoader of 2 workers": partial(batches, dataset, collate, 2),
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, work in ways.items():
-            seconds, size = timed(work)
+            measured = timed(work)
             if repeat:  # the first warms up
-                rates[name].append(size / seconds)
-    one, many = (rates[name] for name in list(ways)[:2])
+                found[name].append(measured)
     print(f"{len(rows)} images of {row_bytes / 1e6:.2f} MB, batches of {BATCH}, {repeats} repeats")
-    print(f"{'':>33} {'GB/s':>6} {'of plain (image)':>17} {'of plain (batch)':>17} {'times 110 MB/s':>15}")
-    for name, found in rates.items():
-        ratios = [statistics.median(a / b for a, b in zip(found, base, strict=True)) for base in (one, many)]
-        rate = statistics.median(found)
-        print(f"{name:>33} {rate / 1e9:6.2f} {ratios[0]:17.2f} {ratios[1]:17.2f} {rate / WANTED:15.0f}")
+    print("of plain: the rate, divided by that of a plain read into the memory of one image, and of a batch")
+    print(f"{'':>33} {'GB/s':>6} {'of plain':>11} {'times 110 MB/s':>15} {'GB per CPU s':>13} {'of plain':>11}")
+    for name in ways:
+        line = f"{name:>33}"
+        for clock, width in ((0, 6), (1, 13)):
+            rates = {way: [size / took[clock] for *took, size in passes] for way, passes in found.items()}
+            rate = statistics.median(rates[name])
+            ratios = [
+                statistics.median(a / b for a, b in zip(rates[name], rates[base], strict=True))
+                for base in list(ways)[:2]
+            ]
+            line += f" {rate / 1e9:{width}.2f} {ratios[0]:5.2f} {ratios[1]:5.2f}"
+            line += f" {rate / WANTED:15.0f}" if clock == 0 else ""
+        print(line)
     print("wanted: 0.6 of a plain read with one worker")
     print(
         f"anonymous memory of a pass by batches: {most_memory(dataset) / 1e6:.0f} MB, "

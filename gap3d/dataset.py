@@ -85,12 +85,13 @@ class RowGroup:
             name: ``registers`` or ``patches``.
             row: position in the group.
         """
-        values = self._column(name, row)
+        values = self.stored(name, row)
         if self._layout[name]["dtype"] != "int8":
             return values
-        return dequantise(values, self._column(f"{name}_scale", row))
+        return dequantise(values, self.stored(f"{name}_scale", row))
 
-    def _column(self, name: str, row: int | None) -> torch.Tensor:
+    def stored(self, name: str, row: int | None = None) -> torch.Tensor:
+        """A column as it is stored: of a row, or of all."""
         buffer, about = memoryview(self._buffers[name]), self._layout[name]
         if row is None:
             return unpack(buffer, (len(self.keys), *about["shape"]), about["dtype"])

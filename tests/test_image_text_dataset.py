@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import pickle
 import tarfile
 from collections import Counter
 from functools import partial
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from webdataset_tars import read_back
 
 from gap3d import tars
+from gap3d.features.decoding import decode_image
 from gap3d.features.images import to_pixels
 from gap3d.readers.image_text import ImageTextDataset, collate_images
 from gap3d.readers.shuffled import Damaged, DamagedSample
@@ -90,6 +92,13 @@ def test_resumed_is_uninterrupted_for_any_number_of_workers(folder, workers, use
     assert [(batch.keys, batch.captions, batch.images) for batch in loader(resumed, workers)] == whole[used:]
 
 
+def test_a_dataset_goes_to_other_processes_without_what_it_maps(folder):
+    dataset = ImageTextDataset(folder)
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 20 * COUNT
+    assert [each.key for each in pickle.loads(sent)] == [each.key for each in dataset]
+
+
 def test_ranks_read_all_of_it_between_them(folder):
     read = [each.key for rank in range(7) for each in ImageTextDataset(folder, rank=rank, ranks=7)]
     assert len(read) == len(set(read)) == COUNT
@@ -118,6 +127,28 @@ def test_images_are_decoded_on_request_by_the_worker(folder):
             np.testing.assert_array_equal(image, decode(png(int(key[-5:]))))
     batch = next(iter(loader(ImageTextDataset(folder, decode=lambda data: torch.tensor(list(data[:4])), batch_size=3))))
     assert batch.images.tolist() == [[137, 80, 78, 71]] * 3
+
+
+def test_jpeg_and_webp_are_images_too(tmp_path):
+    def encoded(kind):
+        file = io.BytesIO()
+        Image.new("RGB", (9, 7), (200, 30, 40)).save(file, kind)
+        return file.getvalue()
+
+    kinds = {"jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}
+    made = [{"__key__": kind, kind: encoded(name), "txt": b"text"} for kind, name in kinds.items()]
+    tars.write(tmp_path / "a.tar", made)
+    samples = list(ImageTextDataset(tmp_path, decode=partial(decode_image, pixel_limit=100)))
+    assert {each.key: each.format for each in samples} == {
+        "a.tar#jpg": "jpg",
+        "a.tar#jpeg": "jpg",
+        "a.tar#webp": "webp",
+        "a.tar#png": "png",
+    }
+    for each in samples:
+        np.testing.assert_allclose(each.image.convert("RGB").getpixel((4, 3)), (200, 30, 40), atol=4)
+    small = ImageTextDataset(tmp_path, decode=partial(decode_image, pixel_limit=10), on_damage="skip")
+    assert all(isinstance(each, Damaged) for each in small)
 
 
 @pytest.fixture

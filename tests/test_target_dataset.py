@@ -217,6 +217,26 @@ def test_a_dataset_at_a_url_is_the_same(made):
         TargetDataset("memory://bucket/nothing")
 
 
+def test_a_dataset_in_object_storage_is_the_same(made, monkeypatch):
+    moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install -e '.[dev]'")
+    store, _ = made
+    here = [(batch.keys, batch.captions) for batch in loader(TargetDataset(store, batch_size=8))]
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret that stands nowhere")
+        s3 = fsspec.filesystem("s3")
+        s3.mkdir("bucket")
+        s3.put(str(store.folder), "bucket/test", recursive=True)
+        dataset = TargetDataset("s3://bucket/test", batch_size=8, verify=True)
+        for workers in (0, 2):
+            assert [(batch.keys, batch.captions) for batch in loader(dataset, workers)] == here
+    finally:
+        server.stop()
+
+
 def test_an_index_is_kept_while_the_next_one_is_made(tmp_path):
     store, tokens = collection(tmp_path / "store", 40)
     before = TargetDataset(store, batch_size=8)

@@ -82,12 +82,13 @@ class ImageTextDataset(ShuffledDataset):
     lacks either, or whose image ``decode`` refuses, is damaged: it is raised or counted, and no other takes its place.
 
     The tars' headers are read once and remembered in the user's cache (``tar_index``). A worker holds one sample at a
-    time, 8 bytes for each sample of its lanes, and what the loader prefetches.
+    time, 8 bytes for each sample of its lanes (40 while the order is made), and what the loader prefetches.
 
     Args:
         folder: searched for ``*.tar`` at any depth.
-        decode: makes of an image's bytes what a sample holds, in the worker; raises ``Failure`` for a damaged image.
-            Default: bytes as they are.
+        decode: makes of an image's bytes what a sample holds, in the worker; raises ``Failure`` for a damaged image,
+            as ``partial(decode_image, pixel_limit=...)`` or ``partial(to_pixels, settings=..., pixel_limit=...)`` do
+            (``gap3d.features``). Default: bytes as they are.
         options: of ``ShuffledDataset``: seed, shuffle, interleave, batch_size, lanes, rank, ranks, pad, on_damage.
 
     Attributes:

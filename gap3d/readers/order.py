@@ -161,9 +161,8 @@ class Lanes:
         heads = self._ends[first : last + 1] - self.order.sizes[blocks]  # where each block begins in the epoch's order
         skipped = np.maximum(start - heads, 0)
         counts = np.maximum(np.minimum(self._ends[first : last + 1], stop) - heads - skipped, 0)
-        rows = np.repeat(self._firsts[blocks] + skipped - (np.cumsum(counts) - counts), counts) + np.arange(
-            counts.sum()
-        )
+        before = np.cumsum(counts) - counts
+        rows = np.repeat(self._firsts[blocks] + skipped - before, counts) + np.arange(counts.sum())
         visits = np.repeat(np.arange(len(blocks)), counts)
         if self.order.interleave:
             width = min(self.order.interleave, len(blocks))

@@ -4,15 +4,16 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from gap3d import tars
+from gap3d.images import FORMATS
 from gap3d.parts import write_atomically
 from gap3d.records import Failure
 from gap3d.tars import Span
 
-FORMATS = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}  # by extension; the first that is there counts
 TEXTS = ("json", "txt")  # where captions are looked for, in this order
 ABSENT = Span(-1, -1)
 VERSION = 1  # of the remembered form
@@ -45,13 +46,18 @@ class TarIndex:
 
     Attributes:
         path: of the tar.
-        table: one row a sample (``SCHEMA``), in the order of the tar; mapped from the user's cache.
+        known: the file of the user's cache that says where they lie.
+        table: that file, mapped: one row a sample (``SCHEMA``), in the order of the tar.
         fault: why the tar could not be read to its end; empty where it could.
     """
 
     path: Path
+    known: Path
     table: pa.Table
     fault: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (opened, (self.path, self.known))  # a worker maps the same file
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -75,8 +81,13 @@ def indexed(path: Path) -> TarIndex:
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         write_atomically(known, sink.getvalue().to_pybytes())
+    return opened(path, known)
+
+
+def opened(path: Path, known: Path) -> TarIndex:
+    """An index that was made before."""
     table = pa.ipc.open_file(pa.memory_map(str(known))).read_all()
-    return TarIndex(path, table, (table.schema.metadata or {}).get(b"fault", b"").decode())
+    return TarIndex(path, known, table, (table.schema.metadata or {}).get(b"fault", b"").decode())
 
 
 def scanned(path: Path) -> pa.Table:
