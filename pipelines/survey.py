@@ -24,6 +24,7 @@ from gap3d.atlas.pca import Components, Covariance
 from gap3d.atlas.statistics import TokenStatistics
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
+from pipelines import images
 from pipelines.job import NotReady
 from pipelines.progress import progress
 
@@ -197,18 +198,21 @@ def survey(store: Store, settings: Settings, bounds: Bounds) -> Survey:
         paint(store, found, palette, masks, bar.update)
         compare(store, found, bounds, bar.update)
     wanted = [row for row in to_picture(found, bounds) if row.key not in found.looked]
-    for key, picture in pictures_of(store, wanted):
+    for key, picture in pictures_of(store, settings, wanted):
         if (seen := pictures.as_seen(picture, settings.targets, settings.limits.pixels)) is not None:
             found.looked[key] = Looked(pictures.shrunk(seen))
     return found
 
 
-def pictures_of(store: Store, rows: Iterable[Row]) -> Iterator[tuple[str, bytes]]:
+def pictures_of(store: Store, settings: Settings, rows: Iterable[Row]) -> Iterator[tuple[str, bytes]]:
     """(key, encoded picture) of rows of the dataset; rows whose picture is not there any more are left out."""
     shards: dict[str, list[str]] = {}
     for row in rows:
         shards.setdefault(row.shard, []).append(row.key)
     for shard, keys in shards.items():
+        if settings.pictures == "images":
+            yield from images.pictures(store, settings, shard, keys)
+            continue
         for record in entries.pictures(store.manifest("renders", shard), store, keys):
             yield record["key"], record["png"]
 
@@ -218,7 +222,7 @@ def silhouettes(store: Store, settings: Settings, found: Survey) -> dict[str, ND
     grid = tuple(found.layout["grid"])
     shown = {row.key for row in found.shown}
     masks: dict[str, NDArray[np.bool_] | None] = {row.key: None for row in found.fitted}
-    for key, picture in pictures_of(store, found.fitted):
+    for key, picture in pictures_of(store, settings, found.fitted):
         masks[key] = pictures.foreground(picture, settings.targets, grid, settings.limits.pixels)
         if key in shown:
             seen = pictures.as_seen(picture, settings.targets, settings.limits.pixels)
