@@ -15,7 +15,19 @@ if __name__ == "__main__":
             objects = Path(folder)
             write_samples(objects)
         of_objects = ("objects", "persistence", "endurance", "profiles")
-        others = ("visibility", "split", "parts", "encoder", "precision", "featurizer", "reader", "exports", "catalog", "definitions", "atlas")
+        others = (
+            "visibility",
+            "split",
+            "parts",
+            "encoder",
+            "precision",
+            "featurizer",
+            "reader",
+            "exports",
+            "catalog",
+            "definitions",
+            "atlas",
+        )
         for name in (*of_objects, *others):
             print(f"\n== {name}", flush=True)
             folders = [str(objects)] if name in of_objects else []

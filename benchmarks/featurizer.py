@@ -26,7 +26,7 @@ from benchmarks.parts import LAYOUT
 from gap3d import fingerprints, images, schemas, tars
 from gap3d.cameras import look_at_origin
 from gap3d.features.encoders import UNTRAINED_MARK, load_encoder
-from gap3d.features.images import to_pixels
+from gap3d.features.images import to_uint8
 from gap3d.features.tokens import pack
 from gap3d.parts import read_rows
 from gap3d.records import Failure, Outcome
@@ -144,7 +144,7 @@ def end_to_end(root: Path, pngs: list[bytes], size: str, dtype: str, count: int)
     write_renders(settings, chosen, ["0"])
     targets.make_job(settings)  # the weights are hashed once, and the hash is kept
     encoder = load_encoder(settings.targets, threads=settings.compute.encoder_threads)
-    pixels = [to_pixels(png, settings.targets, settings.limits.pixels)[None] for png in chosen]
+    pixels = [to_uint8(png, settings.targets, settings.limits.pixels)[None] for png in chosen]
     encoder.encode(pixels[0])
 
     def alone(half: list[np.ndarray]) -> float:
@@ -213,7 +213,7 @@ def feeder(root: Path, pngs: list[bytes]) -> None:
     for name, pictures, reading in kinds:
         row(f"{name}: read", reading, f"{np.mean([len(each) for each in pictures]) / 1e3:.0f} kB an image")
         try:
-            decoding = rate(lambda n: to_pixels(pictures[n % len(pictures)], settings.targets, limit))  # noqa: B023
+            decoding = rate(lambda n: to_uint8(pictures[n % len(pictures)], settings.targets, limit))  # noqa: B023
         except Failure as failure:
             print(f"  {name}: {failure}")
             continue

@@ -1,9 +1,10 @@
 """images: images of tars or a folder, with captions, split and rank, in the place of renders. Key: (image id, 000)."""
 
+import logging
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +26,8 @@ from pipelines.command import open_store, stage_main
 from pipelines.progress import progress
 from pipelines.report import Report, ShardReport
 from pipelines.worker import Broken, Resources
+
+log = logging.getLogger(__name__)
 
 FILES_AT_ONCE = 256  # image files that a worker takes at once; tars it takes one by one
 DEADLINE_S = 3600.0  # a tar of any size is read in less
@@ -270,6 +273,18 @@ def finish(active: ShardRun, shard: str) -> ShardReport:
         digest=held.digest,
         seconds=active.seconds,
     )
+
+
+def pictures(store: Store, settings: Settings, shard: str, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """(key, encoded image) of good rows of a shard; those whose tar or file is not as it was are left out."""
+    root = root_of(settings)
+    rows = store.read(store.manifest(STAGE, shard), ["place", "offset", "bytes", "sha256"], keys)
+    for key, row in rows.items():
+        place = images.Place(row["place"], row["offset"], row["bytes"], row["sha256"])
+        try:
+            yield key, images.read_bytes(root, place)
+        except (SystemicFault, OSError) as error:
+            log.warning("%s: %s", key, error)
 
 
 def damaged(settings: Settings, store: Store) -> list[str]:

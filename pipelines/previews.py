@@ -12,7 +12,6 @@ from pathlib import Path
 from PIL import Image
 
 from gap3d.entries import pictures, shard_entries
-from gap3d.images import Place, read_bytes
 from gap3d.parts import write_atomically
 from gap3d.records import Status
 from gap3d.report import MOST_VIEWS, TILE, Tile, contact_sheet, tile_of
@@ -37,16 +36,20 @@ def image_tiles(store: Store, settings: Settings, shard: str, first: int = 24) -
     held, encoded = store.manifest(images.STAGE, shard), store.manifest("targets", shard)
     rows = {key: encoded.rows.get(key, row) for key, row in held.rows.items()}
     chosen = sorted(rows, key=lambda key: (rows[key].status != Status.OK, key))[:first]
-    entries, root = store.read(held, keys=chosen), images.root_of(settings)
+    names = {key: row["identifier"] for key, row in store.read(held, ["identifier"], chosen).items()}
+    good = [key for key in chosen if key in encoded.rows and rows[key].status is Status.OK]
+    small = {
+        key: thumbnail_png(found, settings.limits.pixels)
+        for key, found in images.pictures(store, settings, shard, good)
+    }
     made = []
     for key in chosen:
-        entry = entries.get(key, {"identifier": key})
-        state = rows[key].status if key in encoded.rows else "not encoded"
-        found = []
-        if state == Status.OK:
-            place = Place(*(entry[name] for name in ("place", "offset", "bytes", "sha256")))
-            found = [thumbnail_png(read_bytes(root, place), settings.limits.pixels)]
-        made.append(Tile(entry["identifier"].partition("#")[2] or entry["identifier"], found, [], [], -1, str(state)))
+        name = names.get(key, key)
+        state = str(rows[key].status) if key in encoded.rows else "not encoded"
+        shown = [small[key]] if key in small else []
+        made.append(
+            Tile(name.partition("#")[2] or name, shown, [], [], -1, state if shown or key not in good else "gone")
+        )
     return made
 
 

@@ -4,7 +4,6 @@ CLS tokens of all images are compared (they are small); the other tokens of a se
 sample of that one shown. Everything is read where the dataset's index says that it lies.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +22,6 @@ from gap3d.atlas.neighbours import Duplicates, Neighbours, nearest
 from gap3d.atlas.palette import Painting, Palette
 from gap3d.atlas.pca import Components, Covariance
 from gap3d.atlas.statistics import TokenStatistics
-from gap3d.images import Place, read_bytes
-from gap3d.records import SystemicFault
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines import images
@@ -213,15 +210,11 @@ def pictures_of(store: Store, settings: Settings, rows: Iterable[Row]) -> Iterat
     for row in rows:
         shards.setdefault(row.shard, []).append(row.key)
     for shard, keys in shards.items():
-        held = store.manifest(settings.pictures, shard)
-        if settings.pictures == "renders":
-            yield from ((record["key"], record["png"]) for record in entries.pictures(held, store, keys))
+        if settings.pictures == "images":
+            yield from images.pictures(store, settings, shard, keys)
             continue
-        root = images.root_of(settings)
-        for key, record in store.read(held, ["place", "offset", "bytes", "sha256"], keys).items():
-            with contextlib.suppress(SystemicFault, OSError):  # the file changed, or is gone
-                place = Place(record["place"], record["offset"], record["bytes"], record["sha256"])
-                yield key, read_bytes(root, place)
+        for record in entries.pictures(store.manifest("renders", shard), store, keys):
+            yield record["key"], record["png"]
 
 
 def silhouettes(store: Store, settings: Settings, found: Survey) -> dict[str, NDArray[np.bool_] | None]:

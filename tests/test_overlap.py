@@ -44,10 +44,10 @@ def run_targets(settings):
 
 def test_while_an_image_is_in_the_encoder_the_next_one_is_decoded(ready, monkeypatch):
     decoded, encoding, early = threading.Semaphore(0), Counter(), []
-    to_pixels, encode = featurizer.to_pixels, featurizer.Encoder.encode
+    to_uint8, encode = featurizer.to_uint8, featurizer.Encoder.encode
 
     def counting(*args):
-        found = to_pixels(*args)
+        found = to_uint8(*args)
         decoded.release()
         return found
 
@@ -58,7 +58,7 @@ def test_while_an_image_is_in_the_encoder_the_next_one_is_decoded(ready, monkeyp
         decoded.release()
         return encode(self, pixels)
 
-    monkeypatch.setattr(featurizer, "to_pixels", counting)
+    monkeypatch.setattr(featurizer, "to_uint8", counting)
     monkeypatch.setattr(featurizer.Encoder, "encode", waiting)
     assert run_targets(ready).by_status("targets") == {"ok": 6}
     assert early == [True] * 6
