@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import webdataset
 import yaml
 from folders import run_line, small, write_box
@@ -20,13 +21,12 @@ from PIL import Image
 from webdataset_tars import read_back
 
 from gap3d import gc
+from gap3d.audit import audit
 from gap3d.blobs import sha256_of
-from gap3d.dataset import read_part
+from gap3d.dataset import read_part, read_targets
 from gap3d.exports.pieces import pack
-from gap3d.exports.rows import as_read
 from gap3d.exports.webdataset import Pictures
 from gap3d.features.images import decode_png
-from gap3d.features.tokens import TokenLayout
 from gap3d.lease import LeaseHeld, lease
 from gap3d.takedown import exports
 from pipelines import dataset, export, targets
@@ -320,13 +320,27 @@ def test_an_exported_shard_is_read_as_a_part_of_the_store(held, tmp_path):
         assert registers.equal(held["targets"][key][1]) and patches.equal(held["targets"][key][2])
 
 
-def test_what_was_stored_as_int8_goes_out_as_it_is_read():
-    layout = TokenLayout(registers=3, grid=(4, 5), width=16)
-    stored, read = layout.describe("float16"), layout.describe("float16")
-    for name, count in (("registers", 3), ("patches", 20)):
-        stored[name] = {**stored[name], "dtype": "int8", "decode": "token = number * scale"}
-        stored[f"{name}_scale"] = {"shape": [count], "dtype": "float32", "byte_order": "little"}
-    assert as_read(stored) == as_read(read) == read
+def test_what_is_stored_as_int8_goes_out_as_it_is_read_and_is_sound(line, tmp_path):
+    root, _ = line
+    shutil.copytree(root / "store", tmp_path / "store")
+    variant = {"store_dtype": "int8", "compression": "zstd"}
+    settings = small(tmp_path / "store", root / "objects", **VALUES, targets=variant)
+    store = open_store(settings)
+    targets.run(settings, store.shards)
+    dataset.run(settings)
+    assert audit(store, None, lambda _: None).faults == []
+    export_datasets(store, tmp_path / "out", images=False, tokens=True)
+    stored = {key: row for s in store.shards for batch in read_targets(store, s) for key, *row in by_row(batch)}
+    for path in (tmp_path / "out" / "data").glob("*.parquet"):
+        about = json.loads(pq.read_schema(path).metadata[b"gap3d"])["tokens"]
+        assert about["patches"]["dtype"] == "float16" and "patches_scale" not in about
+        for key, *row in (found for batch in read_part(path, range(10**6)) for found in by_row(batch)):
+            assert all(map(torch.equal, row, stored.pop(key)))
+    assert stored == {}
+
+
+def by_row(batch):
+    return zip(batch.keys, batch.cls, batch.registers, batch.patches, strict=True)
 
 
 def test_the_card_says_counts_features_licences_settings_and_that_the_encoder_is_untrained(held, tmp_path):
