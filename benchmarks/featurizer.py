@@ -224,6 +224,8 @@ def feeder(root: Path, pngs: list[bytes]) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     gigabytes = writer_rate(root, packed)
     row("writer, of one run: write, fsync, commit", gigabytes * 1e9 / packed.nbytes, f"{gigabytes:.2f} GB/s, not cores")
+    plain = plain_rate(root, packed)
+    row("the same bytes as one plain file, fsync", plain * 1e9 / packed.nbytes, f"{plain:.2f} GB/s, not cores")
     for way, per_s in ray_rates():
         row(f"through Ray as {way}", per_s, f"{per_s * packed.nbytes / 1e9:.2f} GB/s, one worker to the run")
 
@@ -241,6 +243,17 @@ def writer_rate(root: Path, packed: np.ndarray, count: int = 192) -> float:
         for index in range(count):
             writer.add(Outcome(stage="targets", key=f"{index}/000", data=data, digest=f"{index:032x}"), {})
         writer.finish({f"{index}/000" for index in range(count)})
+    return count * packed.nbytes / 1e9 / (time.perf_counter() - started)
+
+
+def plain_rate(root: Path, packed: np.ndarray, count: int = 192) -> float:
+    """GB a second of a plain file: what the disk takes."""
+    started = time.perf_counter()
+    with (root / "plain").open("wb") as file:
+        for _ in range(count):
+            file.write(packed.data)
+        file.flush()
+        os.fsync(file.fileno())
     return count * packed.nbytes / 1e9 / (time.perf_counter() - started)
 
 

@@ -144,11 +144,11 @@ class Counting:
         self.closed = True
 
 
-def test_a_pool_that_looks_ahead_answers_every_item_in_order_and_no_more_are_at_work():
+def test_a_pool_that_looks_ahead_answers_every_item_once_and_no_more_are_at_work():
     pool = LocalPool(Counting, AHEAD)
     answers = list(pool.run(list(range(20)), lambda item: item))
-    assert [item for item, _ in answers] == list(range(20))
-    assert [found[0].key for _, found in answers] == [str(item) for item in range(20)]
+    assert sorted(item for item, _ in answers) == list(range(20))
+    assert all(found[0].key == str(item) for item, found in answers)
     assert pool.worker.most == AHEAD
     alone = LocalPool(Counting, AHEAD)
     list(alone.run(list(range(5)), lambda item: item, alone=True))
