@@ -181,11 +181,11 @@ POISON = picture(99)
 class PoisonedFeaturizer(featurizer.Featurizer):
     """Dies whenever it is to decode one picture, as a fault in a decoder would have it."""
 
-    def decode(self, image):
+    def decode(self, image, pixels):
         """See featurizer.Featurizer."""
         if image == POISON:
             os.kill(os.getpid(), 9)
-        return super().decode(image)
+        return super().decode(image, pixels)
 
 
 def poison(_argument):
