@@ -154,14 +154,15 @@ class RayPool:
                         seat.since = time.monotonic()
                     item = waiting.popleft()
                     seat.queue.append((seat.actor.process.remote(payload(item)), item))
-            seats = {seat.queue[0][0] if seat.queue else seat.ready: seat for seat in self.seats if self.awaited(seat)}
+            seats = {reference: seat for seat in self.seats for reference in self.awaited(seat)}
             ready, _ = self.ray.wait(list(seats), num_returns=1, timeout=1.0)
-            for seat in [seats[reference] for reference in ready]:
+            for reference in ready:
+                seat = seats[reference]
                 if seat.node is None:
                     self.seat(seat)
                     continue
                 try:
-                    answer = self.ray.get(seat.queue[0][0])
+                    answer = self.ray.get(reference)
                 except self.ray.exceptions.RayTaskError as error:
                     cause = error.cause
                     raise cause if isinstance(cause, SystemicFault) else SystemicFault(str(error)) from error
@@ -169,15 +170,20 @@ class RayPool:
                     yield from self.lose(seat, waiting, error)
                     continue
                 seat.since = time.monotonic()
-                yield seat.queue.popleft()[1], answer
+                item = next(each for each in seat.queue if each[0] == reference)
+                seat.queue.remove(item)
+                yield item[1], answer
             for seat in list(self.seats):
                 if seat.queue and time.monotonic() - seat.since > self.deadline_s:
                     yield from self.lose(seat, waiting, None)
             self.require_someone()
 
-    def awaited(self, seat: Seat) -> bool:
-        """Whether something will come from it: a worker that is made, or an answer."""
-        return seat.node is None or bool(seat.queue)
+    def awaited(self, seat: Seat) -> list[Any]:
+        """What will come from it: a worker that is made, or answers; of one item after another, the first's."""
+        if seat.node is None:
+            return [seat.ready]
+        references = [reference for reference, _ in seat.queue]
+        return references if self.resources.ahead > 1 else references[:1]
 
     def seat(self, seat: Seat) -> None:
         """Note that an actor has its worker; one that died on the way is asked for again.

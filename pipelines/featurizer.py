@@ -7,8 +7,8 @@ the encoder run outside Python's lock.
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Featurizer:
         self.encoder: Encoder = load_encoder(settings.targets, threads=settings.compute.encoder_threads)
         self.decoders = ThreadPoolExecutor(settings.compute.encoder_threads, thread_name_prefix="decode")
         self.engine = ThreadPoolExecutor(1, thread_name_prefix="encode")  # always the same thread: one team of OpenMP's
+        self.turn = threading.Lock()
         self.closing = threading.Event()
         self.idle_since = time.perf_counter()  # of the encoder
 
@@ -52,44 +53,50 @@ class Featurizer:
             payload: ``keys``, and where their images are: ``places`` (of files), or ``part`` and ``positions``.
         """
         begun = time.perf_counter()
-        images = read_images(payload)
-        read_s = (time.perf_counter() - begun) / len(images)
-        outcomes: dict[str, Outcome] = {}
-        keys, pixels, costs = [], [], []
-        for key, (found, seconds) in zip(payload["keys"], self.decoders.map(self.decode, images), strict=True):
-            if isinstance(found, Failure):
-                outcomes[key] = Outcome(stage=STAGE, key=key, status=found.status, reason=found.reason)
-                continue
-            keys.append(key)
-            pixels.append(found)
-            costs.append({"decode": seconds + read_s})
-        if keys:
-            batch = np.stack(pixels)
-            del pixels
-            tokens, shares = self.engine.submit(self.encode, batch, begun).result()
-            for key, row, spent in zip(keys, tokens, costs, strict=True):
-                outcomes[key] = self.outcome(key, row, {**spent, **shares})
-        return [outcomes[key] for key in payload["keys"]]
+        side = self.settings.targets.image_size
+        with self.turn:  # items are read, decoded and encoded in one order
+            images = read_images(payload)
+            read_s = (time.perf_counter() - begun) / len(images)
+            pixels = np.empty((len(images), side, side, 3), dtype=np.uint8)
+            decoded = [self.decoders.submit(self.decode, *each) for each in zip(images, pixels, strict=True)]
+            encoded = self.engine.submit(self.encode, pixels, decoded, begun)
+        tokens, shares = encoded.result()
+        found = []
+        for key, task in zip(payload["keys"], decoded, strict=True):
+            failure, seconds = task.result()
+            if failure is None:
+                found.append(self.outcome(key, next(tokens), {"decode": seconds + read_s, **shares}))
+            else:
+                found.append(Outcome(stage=STAGE, key=key, status=failure.status, reason=failure.reason))
+        return found
 
-    def decode(self, image: bytes) -> tuple[NDArray[np.uint8] | Failure, float]:
-        """Pixels of one image, or why there are none; and the seconds that it took."""
+    def decode(self, image: bytes, pixels: NDArray[np.uint8]) -> tuple[Failure | None, float]:
+        """Write the pixels of one image to their place, or say why there are none; and the seconds that it took."""
         begun = time.perf_counter()
-        found: NDArray[np.uint8] | Failure
+        failure = None
         try:
-            found = to_uint8(image, self.settings.targets, self.settings.limits.pixels)
-        except Failure as failure:
-            found = failure
-        return found, time.perf_counter() - begun
+            pixels[:] = to_uint8(image, self.settings.targets, self.settings.limits.pixels)
+        except Failure as known:
+            failure = known
+        return failure, time.perf_counter() - begun
 
-    def encode(self, pixels: NDArray[np.uint8], arrived: float) -> tuple[list[Tensor], dict[str, float]]:
-        """Tokens of a batch, and seconds of an image: in the encoder, and before it what that waited for.
+    def encode(
+        self, pixels: NDArray[np.uint8], decoded: Sequence[Future[tuple[Failure | None, float]]], arrived: float
+    ) -> tuple[Iterator[Tensor], dict[str, float]]:
+        """Tokens of the images that could be decoded, and seconds of one of them: in the encoder, and waiting for it.
 
-        Until the item had arrived it waited for work, and from then on for pixels.
+        Until the item had arrived the encoder waited for work, and from then on for pixels.
 
         Args:
-            pixels: uint8 [B, S, S, 3].
+            pixels: uint8 [B, S, S, 3], of which those of an image are there when it is decoded.
+            decoded: see ``decode``.
             arrived: when the work on the item began.
         """
+        good = [index for index, task in enumerate(decoded) if task.result()[0] is None]
+        if not good:
+            return iter(()), {}
+        if len(good) < len(pixels):
+            pixels = pixels[good]
         begun = time.perf_counter()
         no_item = min(max(arrived - self.idle_since, 0.0), begun - self.idle_since)
         no_pixels = begun - self.idle_since - no_item
@@ -102,7 +109,7 @@ class Featurizer:
             tokens += self.encoder.encode(pixels[start : start + step])
         self.idle_since = time.perf_counter()
         spent = {FORWARD: self.idle_since - begun, DECODE: no_pixels, FEED: no_item}
-        return tokens, {name: seconds / len(pixels) for name, seconds in spent.items()}
+        return iter(tokens), {name: seconds / len(pixels) for name, seconds in spent.items()}
 
     def outcome(self, key: str, tokens: Tensor, costs: Mapping[str, float]) -> Outcome:
         """The row of one image.

@@ -3,7 +3,7 @@
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -85,20 +85,20 @@ class LocalPool:
     def run(
         self, items: Sequence[Any], payload: Callable[[Any], Any], *, alone: bool = False
     ) -> Iterator[tuple[Any, list[Outcome] | Broken]]:
-        """Answers in the order of the items; see RayPool.run."""
+        """Answers in the order in which they come; see RayPool.run."""
         if self.threads is None or alone:
             for item in items:
                 yield item, guarded(partial(self.worker.process, payload(item)))
             return
-        waiting: deque[tuple[Any, Future[list[Outcome] | Broken]]] = deque()
-        for item in items:
-            if len(waiting) == self.ahead:
-                done, answer = waiting.popleft()
-                yield done, answer.result()
-            waiting.append((item, self.threads.submit(guarded, partial(self.worker.process, payload(item)))))
-        while waiting:
-            done, answer = waiting.popleft()
-            yield done, answer.result()
+        waiting: dict[Future[list[Outcome] | Broken], Any] = {}
+        todo = deque(items)
+        while todo or waiting:
+            while todo and len(waiting) < self.ahead:
+                item = todo.popleft()
+                waiting[self.threads.submit(guarded, partial(self.worker.process, payload(item)))] = item
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for answer in done:
+                yield waiting.pop(answer), answer.result()
 
     def probe(self) -> None:
         """See Worker.probe."""

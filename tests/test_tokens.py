@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gap3d.features.tokens import TokenLayout, dequantise, pack, quantise, targets_from_prenorm, unpack
+from gap3d.features.tokens import TORCH_DTYPES, TokenLayout, dequantise, pack, quantise, targets_from_prenorm, unpack
 
 LAYOUT = TokenLayout(registers=4, grid=(3, 5), width=8)
 
@@ -111,3 +111,15 @@ def test_int8_is_off_by_at_most_half_a_step_of_its_token(values):
 def test_int8_refuses_what_is_not_finite():
     with pytest.raises(ValueError, match="finite"):
         quantise(torch.tensor([[1.0, float("inf")]]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("value", [65503.0, 65519.9, 65520.0, -65520.0, 3.3961e38, 3.3962e38, -3.4e38, np.inf, np.nan])
+def test_packing_refuses_exactly_what_its_format_has_no_number_for(dtype, value):
+    array = torch.zeros(5, 7)
+    array[3, 2] = value
+    if torch.isfinite(array.to(TORCH_DTYPES[dtype])).all():
+        assert torch.equal(unpack(pack(array, dtype), (5, 7), dtype), array.to(TORCH_DTYPES[dtype]))
+    else:
+        with pytest.raises(ValueError, match="finite"):
+            pack(array, dtype)
