@@ -103,7 +103,8 @@ def test_int8_is_off_by_at_most_half_a_step_of_its_token(values):
     tokens = torch.from_numpy(values)
     steps, scales = quantise(tokens)
     back = steps.double() * scales.double()[:, None]
-    assert ((back - tokens).abs() <= scales[:, None].double() * 0.5001).all()
+    subnormal = 1e-40  # where float32 has no numbers that close
+    assert ((back - tokens).abs() <= scales[:, None].double() * 0.5001 + subnormal).all()
     assert (scales == tokens.abs().amax(-1) / 127).all()
     assert torch.equal(dequantise(steps, scales), (steps.float() * scales[:, None]).half())
 
