@@ -60,13 +60,19 @@ class Store:
         self.shards = fingerprints.shard_keys(shards)
         self.blobs = blobs_at(blobs or str(self.root / "blobs"))
         head = self.folder / "collection.json"
+        described = json.dumps({"shards": shards, "schema_version": 1}).encode()
         if not head.exists():
-            write_atomically(head, json.dumps({"shards": shards, "schema_version": 1}).encode())
+            write_atomically(head, described)
         made_with = json.loads(head.read_text())["shards"]
+        if made_with != shards and not any(path.is_dir() for path in self.folder.iterdir()):
+            write_atomically(head, described)  # somebody looked before anything was made: nothing holds the number yet
+            made_with = shards
         if made_with != shards:
+            saved = self.folder / "settings.json"
+            kept = f"take its settings (--preset {saved}), " if saved.exists() else ""
             raise ValueError(
                 f"collection {collection} in {self.root} has {made_with} shards, the settings ask for {shards}: "
-                f"set catalog.shards = {made_with}, or choose another collection name"
+                f"{kept}set catalog.shards = {made_with}, or choose another collection name"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

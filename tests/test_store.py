@@ -186,6 +186,17 @@ def test_the_settings_saved_beside_the_outputs_are_read_back(store):
     assert json.loads((store.folder / "collection.json").read_text())["shards"] == 1
 
 
+def test_the_number_of_shards_is_free_until_something_is_made(tmp_path):
+    Store(tmp_path, "looked_at", shards=4)
+    assert len(Store(tmp_path, "looked_at", shards=64).shards) == 64
+    Store(tmp_path, "looked_at", shards=64).save_settings("catalog", "d1", {"seed": 0})
+    with pytest.raises(ValueError, match="has 64 shards, the settings ask for 4: set"):
+        Store(tmp_path, "looked_at", shards=4)
+    (tmp_path / "looked_at" / "settings.json").write_text("{}")  # as the line leaves it
+    with pytest.raises(ValueError, match=r"take its settings \(--preset .*/looked_at/settings\.json"):
+        Store(tmp_path, "looked_at", shards=4)
+
+
 @pytest.mark.parametrize("path", ["../out.obj", "l/../../out.obj", "/tmp/out.obj"])
 def test_an_objects_files_are_laid_out_in_its_own_tree_only(tmp_path, path):
     (tmp_path / "a.obj").write_bytes(b"v 0 0 0\n")
