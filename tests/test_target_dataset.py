@@ -56,7 +56,8 @@ def test_a_split_is_what_the_index_says(made):
     train, validation = (TargetDataset(store, split) for split in ("train", "validation"))
     assert sorted(s.key for s in validation) == list(tokens)[4::5]
     assert sorted(s.key for s in [*train, *validation]) == list(tokens)
-    with pytest.raises(ValueError, match="no good row of the split 'test'"):
+    held = f"it has {len(train)} of 'train', {len(validation)} of 'validation'"
+    with pytest.raises(ValueError, match=f"no good row of the split 'test': {held}"):
         TargetDataset(store, "test")
 
 

@@ -6,6 +6,7 @@ leaves it the grace period to finish).
 
 import hashlib
 import io
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,20 +80,23 @@ def load(collection: Store | Path | str, split: str | None = None) -> Index:
         raise ValueError(f"{place} has no dataset index: run `python -m pipelines.dataset` first") from error
     held = manifest.parse(io.BytesIO(committed), f"{place}/dataset/{ALL}/{manifest.NAME}", "dataset", ALL)
     names = [*DESCRIBED, "split", "target_shard", "target_part", "target_row"]
-    tables = []
+    tables, splits = [], Counter[str]()
     for part in sorted(held.parts):
         table = pq.read_table(
             io.BytesIO(fs.cat_file(f"{folder}/{part}")), columns=names, page_checksum_verification=True
         )
         live = np.zeros(table.num_rows, bool)
         live[[row.part_row for row in held.rows.values() if row.part == part]] = True
+        splits.update(table["split"].filter(pa.array(live)).to_pylist())
         if split is not None:
             live &= pc.equal(table["split"], split).to_numpy(zero_copy_only=False)
         tables.append(table.filter(pa.array(live)))
     table = pa.concat_tables(tables) if tables else None
     if table is None or not table.num_rows:
         of = f" of the split {split!r}" if split is not None else ""
-        raise ValueError(f"the dataset index of {place} has no good row{of}: run `python -m pipelines.line` first")
+        there = ", ".join(f"{count} of {name!r}" for name, count in sorted(splits.items()))
+        has = f"it has {there}" if there else "`python -m pipelines.line` makes them, and tells what became of each"
+        raise ValueError(f"the dataset index of {place} has no good row{of}: {has}")
     return arranged(place, table, split)
 
 
