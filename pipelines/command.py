@@ -170,6 +170,7 @@ def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
     logging.basicConfig(
         level=logging.INFO if known.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself: once is enough
     try:
         return known, load_settings(known.preset, source(parsed_args=known))
     except (SettingsError, ValidationError, tomllib.TOMLDecodeError) as error:
@@ -199,7 +200,13 @@ def require_catalog(store: Store) -> None:
     """Raises NotReady for a collection with neither a catalog nor images, such as a misspelt one."""
     firsts = ("catalog", "images")
     if not any(all(store.manifest(stage, shard).complete for shard in store.shards) for stage in firsts):
-        raise NotReady(f"collection {store.collection} has no catalog yet: run `python -m pipelines.catalog` first")
+        heads = store.root.glob("*/collection.json")
+        made = sorted(head.parent.name for head in heads if any((head.parent / stage).is_dir() for stage in firsts))
+        others = f", or name one that is there (--collection {', '.join(made)})" if made else ""
+        raise NotReady(
+            f"collection {store.collection} has no catalog yet in {store.root}: "
+            f"run `python -m pipelines.line` (or catalog, or images) first{others}"
+        )
 
 
 def stage_main(stage: str, doc: str, run: Callable[[Settings, Sequence[str]], Report], *, sharded: bool = True) -> None:

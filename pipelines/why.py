@@ -1,5 +1,6 @@
 """why: an object's way through the stages: statuses, reasons, and what a run now would compute again."""
 
+import difflib
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from gap3d.schemas import IMAGE_STAGES, STAGES
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines import downloads, images, rendering, targets
-from pipelines.command import open_store, parse, parser, say, sentences
+from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
 from pipelines.job import Job, NotReady
 
 
@@ -28,6 +29,17 @@ def find(store: Store, name: str, source: str) -> tuple[str, str] | None:
             if len(name) >= 6 and key.startswith(name):
                 return key, shard
     return None
+
+
+def not_found(store: Store, name: str) -> str:
+    """A sentence that names a few objects or images whose identifiers are like this one, else what they look like."""
+    held = (store.manifest(stage, shard) for stage, shard in product(("catalog", images.STAGE), store.shards))
+    named = sorted(row["identifier"] for rows in held for row in store.read(rows, ["identifier"]).values())
+    like = [known for known in named if name.casefold() in known.casefold()]
+    if not like and len(named) <= 10_000:  # seconds beyond
+        like = difflib.get_close_matches(name, named)
+    told = f"like it are {', '.join(like[:5])}" if like else f"they are named like {', '.join(named[:3])}"
+    return f"no object or image {name!r} in collection {store.collection} ({store.root}); {told}"
 
 
 def left_out(store: Store, name: str) -> list[str]:
@@ -130,7 +142,8 @@ def main() -> None:
             say(*lines)
             return
         if place is None:
-            made.exit(1, f"no object or image {known.object!r} in collection {store.collection} ({store.root})\n")
+            require_catalog(store)
+            made.exit(1, f"{not_found(store, known.object)}\n")
         object_id, shard = place
         say(f"object_id  {object_id}")
         first, row_key = ("catalog", object_id) if rendered else (images.STAGE, f"{object_id}/000")

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_settings.exceptions import SettingsError
 
 from gap3d.catalog import object_id_of
-from gap3d.store import free_bytes
+from gap3d.store import Store, free_bytes
 from pipelines import catalog
 from pipelines.command import load_settings, open_store, presets, say
 from pipelines.plan import lines, make_plan, refusal
@@ -178,6 +178,8 @@ def test_why_shows_every_stage_and_which_part_of_the_fingerprint_changed(finishe
     missing = program("pipelines.why", "nothing.obj", "--preset", path)
     assert missing.returncode == 1
     assert "no object" in missing.stderr
+    assert "like it are broken.glb" in program("pipelines.why", "Broken", "--preset", path).stderr
+    assert "like it are broken.glb" in program("pipelines.why", "brokn.glb", "--preset", path).stderr
 
 
 def test_the_command_that_why_names_repeats_the_failure(finished):
@@ -264,12 +266,25 @@ def test_verify_finds_a_flipped_bit_and_says_how_to_mend_it(tmp_path):
     assert f"rm -r {part.parent}" in told.stderr
 
 
-@pytest.mark.parametrize("module", ["pipelines.plan", "pipelines.previews", "pipelines.verify"])
+@pytest.mark.parametrize("module", ["pipelines.plan", "pipelines.previews", "pipelines.verify", "pipelines.why"])
 def test_a_misspelt_collection_is_a_sentence_and_no_traceback(tmp_path, module):
-    told = program(module, "--store", tmp_path, "--collection", "typo")
+    (Store(tmp_path, "tables", shards=4).folder / "catalog").mkdir()
+    Store(tmp_path, "tabels", shards=4)
+    named = ["a.obj"] if module == "pipelines.why" else []
+    told = program(module, *named, "--store", tmp_path, "--collection", "typo")
     assert told.returncode == 1
     assert "has no catalog yet" in told.stderr
+    assert "(--collection tables)" in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_a_warning_of_the_hub_is_told_once():
+    code = (
+        "import logging, huggingface_hub; from pipelines.command import parse, parser; parse(parser(''), []); "
+        "logging.getLogger('huggingface_hub.file_download').warning('no answer')"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stderr.count("no answer") == 1
 
 
 def test_a_table_without_captions_is_refused(tmp_path):
