@@ -65,7 +65,7 @@ def main() -> None:
         f"Collection {settings.collection!r} in {store.folder}, {time.monotonic() - started:.0f} s:",
         *report.lines(),
         f"encoder:  {targets.label(settings)}",
-        f"report:   {looks[0]}",
+        *([f"report:   {looks[0]}"] if len(looks) > 1 else []),  # of images the page of tokens is the report
         f"tokens:   {tokens.page}",
         f"pictures: {looks[-1]}",
         f"why:      {shlex.join([sys.executable, '-m', 'pipelines.why', '--preset', str(saved)])} OBJECT_ID_OR_PATH",

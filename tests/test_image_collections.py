@@ -348,6 +348,8 @@ def test_the_programs_know_a_collection_of_images(place, monkeypatch, capsys):
     rows = {words[0]: words[1:3] for words in map(str.split, said(plan).splitlines()) if words[0] == "targets"}
     assert rows == {"targets": ["16", "0"]}
     assert "contact_sheet.jpg" in said(previews)
+    ended = dict(each.split(":", 1) for each in said(line).splitlines() if ": " in each)
+    assert "report" not in ended and ended["tokens"].endswith("dataset.html")
     with Image.open(root / "store" / "test" / "reports" / "contact_sheet.jpg") as sheet:
         assert len(sheet.getcolors(1 << 20)) > 1000
     said(gc, "--grace-hours", "0")
