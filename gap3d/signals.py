@@ -32,3 +32,16 @@ def unbroken() -> Iterator[None]:
                 handler(came_number, frame)
             elif handler is signal.SIG_DFL:
                 os.kill(os.getpid(), came_number)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep Python's handlers through a block that puts others in their place, as Ray's start does: its own aborts."""
+    handlers = {number: signal.getsignal(number) for number in PUT_OFF}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)

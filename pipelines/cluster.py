@@ -26,6 +26,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 from gap3d.records import Outcome, SystemicFault
 from gap3d.settings import ComputeSettings
+from gap3d.signals import kept
 from pipelines.worker import Broken, LocalPool, Resources, Worker, guarded
 
 log = logging.getLogger(__name__)
@@ -337,11 +338,12 @@ def connect(resources: Resources) -> None:
     if os.environ.get("RAY_ADDRESS"):
         # Ray puts the driver's folder first on the nodes' search path: of a home that holds a clone named gap3d,
         # they would import the clone as a package. In this folder, they find what they are to find.
-        with contextlib.chdir(Path(__file__).parents[1]):
+        with contextlib.chdir(Path(__file__).parents[1]), kept():
             ray.init(**options)
         return
     cpus = max(os.cpu_count() or 1, int(resources.workers * resources.cpus))
-    ray.init(address="local", include_dashboard=False, num_cpus=cpus, **options)
+    with kept():
+        ray.init(address="local", include_dashboard=False, num_cpus=cpus, **options)
 
 
 def open_pool(

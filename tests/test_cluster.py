@@ -199,3 +199,19 @@ def test_in_a_log_progress_is_whole_lines_now_and_then():
     assert 3 <= len(lines) <= 12
     assert "0/100" in lines[0]
     assert [("100/100" in line) for line in lines].count(True) == 1
+
+
+def test_a_run_that_is_terminated_ends_in_order_once_ray_is_there():
+    local = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    code = (
+        "import os, signal; from pipelines.cluster import connect; from pipelines.command import stop\n"
+        "from pipelines.worker import Resources\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "connect(Resources(workers=1))\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('in order')\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=local, timeout=120)
+    assert (told.returncode, told.stdout.strip()) == (0, "in order"), told.stderr
