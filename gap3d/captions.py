@@ -46,4 +46,4 @@ def licence_in(content: bytes) -> str:
     except (ValueError, RecursionError):
         return ""
     named = found.get("licence") or found.get("license") if isinstance(found, dict) else None
-    return named if isinstance(named, str) else ""
+    return named.encode("utf-8", "replace").decode() if isinstance(named, str) else ""  # JSON knows half characters
