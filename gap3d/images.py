@@ -23,6 +23,7 @@ CHUNK = 1 << 22
 TABLE = "captions.csv"
 RENAME = "the file name is not valid UTF-8: rename the file"
 REPAIR = "check that it can be read"
+IRREGULAR = "a pipe, socket or device, and no file"
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,14 @@ def read_tar(root: Path, source: Source, settings: ImageSettings, limits: Limits
         yield failed(settings.kind, source.place, Status.UNSUPPORTED, RENAME)
         return
     try:
+        if not regular(path):
+            raise Failure(Status.UNSUPPORTED, IRREGULAR)
         with path.open("rb") as file:
             for sample in tars.samples(path):
-                seen[sample.stem] = count = seen.get(sample.stem, 0) + 1
+                stem = shown(sample.stem)  # as it is named: different bytes may be shown alike
+                seen[stem] = count = seen.get(stem, 0) + 1
                 # A stem has no dot after its folder: no other sample can be called like a second one.
-                name = shown(f"{source.place}#{sample.stem}" + (f".{count}" if count > 1 else ""))
+                name = f"{source.place}#{stem}" + (f".{count}" if count > 1 else "")
                 members = {kind: (file.fileno(), span) for kind, span in sample.members.items()}
                 yield outcome_of(name, source, members, settings, limits)
     except Failure as failure:
@@ -163,6 +167,11 @@ def failed(kind: str, name: str, status: Status, reason: str) -> Outcome:
     return Outcome(stage=STAGE, key=key, status=status, reason=f"{shown(name)}: {shown(reason)}")
 
 
+def regular(path: Path) -> bool:
+    """Whether nothing but a file is there, or nothing at all: opening a pipe would wait for its writer for ever."""
+    return path.is_file() or not path.exists()
+
+
 def shown(name: str) -> str:
     """A name as text, whatever its bytes are."""
     return name.encode("utf-8", "backslashreplace").decode()
@@ -201,6 +210,8 @@ def read_file(root: Path, source: Source, settings: ImageSettings, limits: Limit
         return failed(settings.kind, name, Status.UNSUPPORTED, RENAME)
     opened: dict[str, tuple[int, tars.Span]] = {}
     try:
+        if not regular(root / name):
+            return failed(settings.kind, name, Status.UNSUPPORTED, IRREGULAR)
         for path in [name, *siblings(name, settings)]:
             extension = path.rpartition(".")[2].lower()
             if path != name and not (root / path).is_file():
@@ -240,7 +251,10 @@ def read_bytes(root: Path, place: Place) -> bytes:
     with contextlib.suppress(FileNotFoundError), (root / place.file).open("rb") as file:
         content = os.pread(file.fileno(), place.size, place.offset)
     if hashlib.sha256(content).hexdigest() != place.sha256:
-        raise SystemicFault(f"{root / place.file} changed since it was read: run `python -m pipelines.images` first")
+        raise SystemicFault(
+            f"{root / place.file} changed since it was read: run `python -m pipelines.images` first; where that finds "
+            "nothing to do, its size and time are as they were: `touch` it"
+        )
     return content
 
 

@@ -119,6 +119,8 @@ def samples(path: Path) -> Iterator[Sample]:
                 yield last
             end_mark(stream)
     except (*DAMAGED, UnicodeDecodeError, ValueError) as error:
+        if open_one is not None:
+            yield open_one
         raise Failure(Status.UNSUPPORTED, f"no plain tar that can be read: {error}") from error
 
 
@@ -128,9 +130,15 @@ def names(file: Any) -> Iterable[str]:
 
 
 def headers(file: Any) -> Iterator[tarfile.TarInfo]:
-    """What the headers of a TarFile say, one after another."""
+    """What the headers of a TarFile say, one after another.
+
+    Raises:
+        ReadError: one says that the next lies at or before it: tarfile would go round for ever.
+    """
     while (info := file.next()) is not None:
         file.members = []  # it would keep every one
+        if file.offset <= info.offset:
+            raise tarfile.ReadError(f"the header of {info.name!r} leads back")
         yield info
 
 
