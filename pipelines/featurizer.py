@@ -5,6 +5,7 @@ made by a few threads that decode, and the rows of the last are packed, hashed a
 the encoder run outside Python's lock.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +24,12 @@ from gap3d.features.images import to_uint8
 from gap3d.features.tokens import columns_of
 from gap3d.images import Place, read_bytes
 from gap3d.parts import read_rows
-from gap3d.records import Failure, Outcome, SystemicFault
+from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.settings import Settings
 from pipelines.utilisation import DECODE, FEED, FORWARD
 
 STAGE = "targets"
+log = logging.getLogger(__name__)
 
 
 class Featurizer:
@@ -53,11 +55,12 @@ class Featurizer:
             payload: ``keys``, and where their images are: ``places`` (of files), or ``part`` and ``positions``.
         """
         begun = time.perf_counter()
-        side = self.settings.targets.image_size
+        section = self.settings.targets
+        side, channels = section.image_size, 4 if (section.crop, section.alpha) == ("trellis", "black") else 3
         with self.turn:  # items are read, decoded and encoded in one order
             images = read_images(payload)
             read_s = (time.perf_counter() - begun) / len(images)
-            pixels = np.empty((len(images), side, side, 3), dtype=np.uint8)
+            pixels = np.empty((len(images), side, side, channels), dtype=np.uint8)  # see to_uint8
             decoded = [self.decoders.submit(self.decode, *each) for each in zip(images, pixels, strict=True)]
             encoded = self.engine.submit(self.encode, pixels, decoded, begun)
         tokens, shares = encoded.result()
@@ -65,7 +68,10 @@ class Featurizer:
         for key, task in zip(payload["keys"], decoded, strict=True):
             failure, seconds = task.result()
             if failure is None:
-                found.append(self.outcome(key, next(tokens), {"decode": seconds + read_s, **shares}))
+                try:
+                    found.append(self.outcome(key, next(tokens), {"decode": seconds + read_s, **shares}))
+                except ValueError as error:  # numbers that are not finite: of this image alone
+                    found.append(Outcome(stage=STAGE, key=key, status=Status.INTERNAL_ERROR, reason=str(error)))
             else:
                 found.append(Outcome(stage=STAGE, key=key, status=failure.status, reason=failure.reason))
         return found
@@ -78,6 +84,11 @@ class Featurizer:
             pixels[:] = to_uint8(image, self.settings.targets, self.settings.limits.pixels)
         except Failure as known:
             failure = known
+        except MemoryError:
+            failure = Failure(Status.OUT_OF_MEMORY, f"no memory to resize the picture of {len(image)} bytes")
+        except Exception as error:  # what nobody thought of costs this row, and none that travels with it
+            log.exception("a picture of %d bytes", len(image))
+            failure = Failure(Status.INTERNAL_ERROR, f"{type(error).__name__}: {error}"[:500])
         return failure, time.perf_counter() - begun
 
     def encode(
@@ -106,10 +117,21 @@ class Featurizer:
         for start in range(0, len(pixels), step):
             if self.closing.is_set():
                 raise SystemicFault("the encoder was stopped")
-            tokens += self.encoder.encode(pixels[start : start + step])
+            tokens += self.encoded(pixels[start : start + step])
         self.idle_since = time.perf_counter()
         spent = {FORWARD: self.idle_since - begun, DECODE: no_pixels, FEED: no_item}
         return iter(tokens), {name: seconds / len(pixels) for name, seconds in spent.items()}
+
+    def encoded(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Tokens of some pixels, float32 [B, T, C].
+
+        Raises:
+            SystemicFault: the encoder fails: for lack of memory, or by its GPU. No pixels are at fault.
+        """
+        try:
+            return self.encoder.encode(pixels)
+        except RuntimeError as error:
+            raise SystemicFault(f"the encoder fails on {self.encoder.device}: {error}") from error
 
     def outcome(self, key: str, tokens: Tensor, costs: Mapping[str, float]) -> Outcome:
         """The row of one image.
@@ -138,9 +160,13 @@ class Featurizer:
         )
 
     def probe(self) -> None:
-        """Encode a grey image."""
+        """Encode a black image, as far as its row."""
         side = self.settings.targets.image_size
-        self.engine.submit(self.encoder.encode, np.zeros((1, side, side, 3), dtype=np.uint8)).result()
+        tokens = self.engine.submit(self.encoded, np.zeros((1, side, side, 3), dtype=np.uint8)).result()
+        try:
+            self.outcome("probe/000", tokens[0], {FORWARD: 0.0, "decode": 0.0})
+        except ValueError as error:
+            raise SystemicFault(f"the encoder's tokens of a black image are no numbers: {error}") from error
 
     def close(self) -> None:
         """End the threads, the encoder's after the image that it is at."""

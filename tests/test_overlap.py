@@ -83,6 +83,50 @@ def test_while_a_row_is_written_the_encoder_is_at_the_next(ready, monkeypatch):
     assert overlapped == [True] * 6
 
 
+def test_what_one_picture_does_costs_no_row_that_travels_with_it(ready, monkeypatch):
+    settings = ready.model_copy(update={"compute": ready.compute.model_copy(update={"batch_size": 64})})
+    to_uint8, encode, calls = featurizer.to_uint8, featurizer.Encoder.encode, Counter()
+    lock = threading.Lock()
+
+    def surprising(*args):
+        with lock:
+            calls["decoded"] += 1
+            if calls["decoded"] == 2:
+                raise AssertionError("nobody thought of this")
+        return to_uint8(*args)
+
+    def not_finite(self, pixels):
+        calls["encoded"] += 1
+        tokens = encode(self, pixels)
+        return tokens * np.nan if calls["encoded"] == 2 else tokens
+
+    monkeypatch.setattr(featurizer, "to_uint8", surprising)
+    monkeypatch.setattr(featurizer.Encoder, "encode", not_finite)
+    assert run_targets(settings).by_status("targets") == {"internal_error": 2, "ok": 4}
+
+
+@pytest.mark.parametrize("alpha", ["black", "drop"])
+def test_the_crop_of_trellis_goes_through_the_stage(ready, alpha):
+    section = ready.targets.model_copy(update={"crop": "trellis", "alpha": alpha})
+    assert run_targets(ready.model_copy(update={"targets": section})).by_status("targets") == {"ok": 6}
+
+
+@pytest.mark.parametrize("fault", ["raises", "gives no numbers"])
+def test_an_encoder_that_fails_ends_the_run_and_no_picture_is_blamed(ready, monkeypatch, fault):
+    encode = featurizer.Encoder.encode
+
+    def broken(self, pixels):
+        if fault == "raises":
+            raise RuntimeError("CUDA out of memory")
+        return encode(self, pixels) * np.nan
+
+    monkeypatch.setattr(featurizer.Encoder, "encode", broken)
+    with pytest.raises(SystemicFault, match="encoder"):
+        run_targets(ready)
+    store = open_store(ready)
+    assert not any(store.manifest("targets", shard).rows for shard in store.shards)
+
+
 def test_over_many_shards_there_is_one_encoder_and_its_time_is_accounted_for(ready, monkeypatch):
     made = []
     load = featurizer.load_encoder
