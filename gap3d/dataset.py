@@ -137,7 +137,8 @@ class TargetPart:
             undo.callback(self._handle.close)
             with sound(self.place, "its footer"):
                 self._file = pq.ParquetFile(self._handle, page_checksum_verification=verify, pre_buffer=path is None)
-            self.metadata: dict[str, Any] = json.loads((self._file.schema_arrow.metadata or {}).get(b"gap3d", b"{}"))
+                said = (self._file.schema_arrow.metadata or {}).get(b"gap3d", b"{}")
+                self.metadata: dict[str, Any] = json.loads(said)
             if "tokens" not in self.metadata:
                 raise ValueError(f"{self.place} is no part of targets: its schema metadata does not say how to decode")
             self.layout: dict[str, Any] = self.metadata["tokens"]
@@ -227,10 +228,13 @@ def values_of(column: pa.ChunkedArray) -> pa.Buffer:
 
 @contextmanager
 def sound(place: str, what: str) -> Iterator[None]:
-    """Tell damage, which Arrow finds, from a disk or network that fails: those errors have a number or a type."""
+    """Tell damage from a disk or network that fails: those errors have a number or a type.
+
+    Arrow finds most of it; footers have no checksum, so that names, lengths and metadata may be anything.
+    """
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
             raise
         words = " ".join(str(error).split())[:200]

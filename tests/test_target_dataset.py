@@ -154,6 +154,9 @@ def test_a_state_of_another_dataset_is_refused(store):
     ):
         with pytest.raises(ValueError, match=f"another {name}: make the dataset as it was"):
             other.load_state_dict(state)
+    for nonsense in ({}, {"epoch": 0, "position": 0}, {**state, "position": -2}, {**state, "epoch": -1}):
+        with pytest.raises(ValueError, match="no state of a dataset"):
+            TargetDataset(store, batch_size=4).load_state_dict(nonsense)
 
 
 def test_captions_are_drawn_evenly_and_again_the_same(store):
@@ -303,6 +306,21 @@ def test_a_part_of_other_rows_is_damage(tmp_path):
     samples = list(dataset)
     assert sum(isinstance(sample, Damaged) for sample in samples) == 10
     assert len(samples) == len(tokens)
+
+
+def test_a_footer_has_no_checksum_and_what_damages_it_is_damage(tmp_path):
+    store, tokens = collection(tmp_path / "store", 20)
+    dataset = TargetDataset(store, on_damage="skip")
+    path = store.shard("targets", "0") / dataset.index.parts[0].rpartition("/")[2]
+    content = path.read_bytes()
+    counts = Counter()
+    for place in range(content.rindex(b"ARROW:schema"), len(content), 31):  # the schema with its metadata, in base64
+        path.write_bytes(flipped(content, place))
+        samples = list(dataset)
+        assert len(samples) == len(tokens)
+        counts[sum(isinstance(sample, Damaged) for sample in samples)] += 1
+    assert set(counts) <= {0, 10}  # of 20 rows 10 lie in that part
+    assert counts[10] > 20
 
 
 def test_batches_of_damage_alone_keep_their_place(damaged):

@@ -166,8 +166,10 @@ class ShuffledDataset(IterableDataset[Any], ABC):
         """Go on from a state; nothing is read to get there. The state of one rank serves all.
 
         Raises:
-            ValueError: it is of another dataset, or of one that is ordered otherwise.
+            ValueError: it is of another dataset, or of one that is ordered otherwise, or no such state.
         """
+        if not {"of", "epoch", "position"} <= set(state) or min(state["epoch"], state["position"]) < 0:
+            raise ValueError("this is no state of a dataset: load what its state_dict returned")
         mine, other = self._identity(), state["of"]
         if different := sorted(name for name in {*mine, *other} if mine.get(name) != other.get(name)):
             raise ValueError(

@@ -104,19 +104,26 @@ class TargetReader(Reader):
         self._groups = {name: held for name, held in self._groups.items() if held[1] >= place.position}
         try:
             group, row = self._group(int(self.index.part[place.row]), int(self.index.row[place.row]), place.until)
-        except (DamagedPart, IndexError) as error:
+            if group.keys[row] != key:
+                raise ValueError(f"{group.keys[row]} is in its place")
+            cls, tokens = group.cls[row].clone(), {kind: group.tokens(kind, row) for kind in KINDS}
+        except DamagedPart as error:
             raise DamagedSample(f"{key}: {error}", key) from error
-        if group.keys[row] != key:
+        except (
+            IndexError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:  # the part is not what the index says, or it says
             path = self.index.path(int(self.index.part[place.row]))
-            raise DamagedSample(f"{key}: {path} has {group.keys[row]} in its place", key)
+            raise DamagedSample(f"{key}: {path} is damaged: {type(error).__name__}: {error}", key) from error
         return TargetSample(
             key=key,
             object_id=object_id,
             view=view,
             caption=drawn(captions or [], key, self.seed, epoch),
-            cls=group.cls[row].clone(),
-            registers=group.tokens("registers", row),
-            patches=group.tokens("patches", row),
+            cls=cls,
+            **tokens,
             position=place.position,
         )
 
