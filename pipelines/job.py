@@ -69,6 +69,8 @@ class Job:
         items: groups rows that need work; gets the shard, the rows and the manifests in force.
         factory: makes a worker.
         metadata: goes into every part of a stage.
+        singly: an item of several rows as one of each row, where none needs another: if a worker dies of the item, they
+            are tried so, and the guilty row costs no other. None where they can't be parted.
         bytes_of: what an outcome counts beside the bar of progress; None shows rows only.
         unit: what the bar of progress calls a row.
         says: what else to say beside it, once the outcomes of one more item have come.
@@ -83,6 +85,7 @@ class Job:
     factory: Callable[[], Worker]
     resources: Resources
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    singly: Callable[[Item], list[Item]] | None = None
     bytes_of: Callable[[Outcome], int] | None = None
     unit: str = "row"
     says: Callable[[Sequence[Outcome]], str] | None = None
@@ -206,12 +209,14 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
     deadline_s = job.deadline_s or settings.limits.timeout_s * 2 + 300
     pool = open_pool(job.factory, job.resources, settings.compute, deadline_s)
     streak: list[tuple[Item, Outcome]] = []
-    left = Counter(item.shard for item in items)
+    left: Counter[str] = Counter()
+    for item in items:
+        left[item.shard] += len(item.rows)
     label = "+".join(job.stages)
     works = False
     try:
         with progress(total=sum(len(item.rows) for item in items), desc=label, unit=job.unit) as bar:
-            for item, found in outcomes(pool, items, settings):
+            for item, found in outcomes(pool, items, settings, job.singly):
                 if job.bytes_of:
                     show_bytes(bar, sum(map(job.bytes_of, found)))
                 if job.says:
@@ -230,7 +235,7 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
                         log.warning("%d times %s in a row: proving that the engine works", STREAK, outcome.status)
                         pool.probe()
                         settle(streak, runs)
-                left[item.shard] -= 1
+                left[item.shard] -= len(item.rows)
                 for shard in [shard for shard, count in left.items() if not count]:
                     if not any(held.shard == shard for held, _ in streak):
                         del left[shard]
@@ -244,20 +249,24 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
         pool.close()
 
 
-def outcomes(pool: Any, items: Sequence[Item], settings: Settings) -> Iterator[tuple[Item, list[Outcome]]]:
+def outcomes(
+    pool: Any, items: Sequence[Item], settings: Settings, singly: Callable[[Item], list[Item]] | None = None
+) -> Iterator[tuple[Item, list[Outcome]]]:
     """Every item with its outcomes; one whose worker died is tried again until its attempts are used up.
 
-    The last try is made alone: a death in it is nobody else's doing.
+    The last try is made alone: a death in it is nobody else's doing. So that it is no other row's either, an item whose
+    worker died is parted into its rows (``Job.singly``), for one more try if it has none left.
     """
+    limit = settings.limits.attempts
     todo: Sequence[Item] = items
     while todo:
         again: list[Item] = []
-        last = todo[0].attempts >= settings.limits.attempts
-        for item, answer in pool.run(todo, lambda item: item.payload, alone=last):
+        for item, answer in pool.run(todo, lambda item: item.payload, alone=todo[0].attempts >= limit):
+            parted = singly(item) if singly and len(item.rows) > 1 else [item]
             if not isinstance(answer, Broken):
                 yield item, [replace(outcome, attempts=outcome.attempts + item.attempts - 1) for outcome in answer]
-            elif answer.died and item.attempts < settings.limits.attempts:
-                again.append(replace(item, attempts=item.attempts + 1))
+            elif answer.died and (item.attempts < limit or len(parted) > 1):
+                again += [replace(each, attempts=min(item.attempts + 1, limit)) for each in parted]
             else:
                 yield item, [broken(row, item, answer) for row in item.rows]
         todo = again

@@ -4,7 +4,7 @@ import importlib.metadata
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from typing import Any
 
@@ -71,23 +71,27 @@ def make_job(settings: Settings) -> Job:
             made.append(Row(stage=STAGE, key=key, inputs=inputs, payload=(row.part, row.part_row)))
         return made
 
+    def payload_of(shard: str, batch: Sequence[Row]) -> dict[str, Any]:
+        keys = [row.key for row in batch]
+        if upstream == "images":
+            return {"keys": keys, "root": str(images.root_of(settings)), "places": [row.payload for row in batch]}
+        part = store.shard(upstream, shard) / batch[0].payload[0]
+        return {"keys": keys, "part": str(part), "positions": [row.payload[1] for row in batch]}
+
+    def singly(item: Item) -> list[Item]:
+        return [replace(item, rows=(row,), payload=payload_of(item.shard, [row])) for row in item.rows]
+
     def items(shard: str, todo: list[Row], _held: Mapping[str, Manifest]) -> list[Item]:
         made = []
-        folder = store.shard(upstream, shard)
         by_file: dict[str, list[Row]] = {}
         for row in todo:
             # Image files are many: they go together as they come.
             by_file.setdefault("" if upstream == "images" else row.payload[0], []).append(row)
-        for file, found in by_file.items():
+        for found in by_file.values():
             found.sort(key=lambda row: row.payload[:2])  # files are read from front to back
             for start in range(0, len(found), size):
                 batch = tuple(found[start : start + size])
-                payload: dict[str, Any] = {"keys": [r.key for r in batch]}
-                if upstream == "images":
-                    payload |= {"root": str(images.root_of(settings)), "places": [r.payload for r in batch]}
-                else:
-                    payload |= {"part": str(folder / file), "positions": [r.payload[1] for r in batch]}
-                made.append(Item(shard=shard, rows=batch, payload=payload))
+                made.append(Item(shard=shard, rows=batch, payload=payload_of(shard, batch)))
         return made
 
     busy = Utilisation()
@@ -103,6 +107,7 @@ def make_job(settings: Settings) -> Job:
         rows=rows,
         items=items,
         factory=partial(Featurizer, settings),
+        singly=singly,
         resources=Resources(
             max(1, settings.compute.workers // threads), cpus=float(threads), gpus=gpus, custom=custom, ahead=AHEAD
         ),

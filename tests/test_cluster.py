@@ -129,6 +129,30 @@ def test_of_several_items_at_work_in_an_actor_that_dies_the_guilty_one_alone_is_
     assert sum(outcome.attempts for outcome in found.values()) <= 6 + 3  # those that were at work beside it, once more
 
 
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_of_a_batch_that_an_actor_dies_of_the_guilty_row_alone_is_told_so(nodes, attempts):
+    class Batches(Poisoned):
+        def process(self, payload):
+            return [outcome for each in payload for outcome in super(Batches, self).process(each)]
+
+    def item(keys):
+        return Item(shard="0", rows=tuple(Row(stage="s", key=key, inputs={}) for key in keys), payload=keys)
+
+    def singly(batch):
+        return [item([key]) for key in batch.payload]
+
+    pool = cluster.RayPool(Batches, cluster.Resources(1, ahead=3), 60)
+    settings = load_settings("demo", limits={"attempts": attempts})
+    batches = [item(["a", "b"]), item(["c", "poison", "d"]), item(["e", "f"])]
+    answers = [
+        (row.key, outcome.status)
+        for batch, found in outcomes(pool, batches, settings, singly)
+        for row, outcome in zip(batch.rows, found, strict=True)
+    ]
+    pool.close()
+    assert sorted(answers) == [*((name, "ok") for name in "abcdef"), ("poison", "crashed")]
+
+
 class Broken(Sleeper):
     """A worker that can't be made."""
 

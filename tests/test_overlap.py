@@ -243,7 +243,7 @@ def test_under_ray_a_picture_that_kills_its_worker_costs_no_other_row(tmp_path, 
     write_tar(tmp_path / "tars" / "a.tar", [*pairs(0, 4), *members, *pairs(20, 4)])
     quiet = of_images(tmp_path / "quiet", tmp_path / "tars", catalog={"shards": 1})
     assert run_images(quiet).by_status("targets") == {"ok": 9}
-    compute = {"batch_size": 1, "workers": 1, "encoder_threads": 1, "flush_rows": 1}
+    compute = {"batch_size": 4, "workers": 1, "encoder_threads": 1, "flush_rows": 1}
     source = {"kind": "tars", "path": str(tmp_path / "tars")}
     values = {"images": source, "catalog": {"shards": 1}, "compute": compute}
     run = replace(new_run(tmp_path, tmp_path / "tars", **values), environment={"RAY_TMPDIR": ray_folder})
