@@ -203,6 +203,8 @@ def become(run: Run) -> None:
     except BaseException:  # noqa: BLE001 - a process ends with a code, whatever happened
         traceback.print_exc()
     finally:
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()  # as at the end of a program, which the next line but two leaves out
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else int(code is not None))
