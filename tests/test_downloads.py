@@ -144,7 +144,15 @@ def test_of_hundreds_of_objects_half_fail_in_every_way_and_only_the_transient_ar
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("workers", "requests"), [(0, 2), (0, 11), (0, 30), (2, 25)])
+@pytest.mark.parametrize(
+    ("workers", "requests"),
+    [
+        pytest.param(0, 2, marks=pytest.mark.slow),
+        (0, 11),
+        pytest.param(0, 30, marks=pytest.mark.slow),
+        (2, 25),
+    ],
+)
 def test_a_run_killed_in_mid_download_leaves_nothing_torn_and_the_next_one_completes(
     site, tmp_path, monkeypatch, workers, requests
 ):

@@ -37,6 +37,7 @@ def fetched(tmp_path, rows, **values):
 
 
 @real
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_file_of_the_real_repositories_has_the_bytes_of_a_checkout_of_its_commit(tmp_path, monkeypatch):
     with (DATA / "repos.csv").open(newline="") as file:

@@ -124,6 +124,7 @@ def test_two_workers_of_a_cluster_ask_a_host_as_politely_as_one(tmp_path, per_ho
         assert last - first > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_desk_of_a_cluster_outlives_the_worker_that_made_it(monkeypatch):
     import ray

@@ -225,6 +225,7 @@ def test_a_dataset_in_object_storage_is_the_same(made, monkeypatch):
     moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install -e '.[dev]'")
     store, _ = made
     here = [(batch.keys, batch.captions) for batch in loader(TargetDataset(store, batch_size=8))]
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # another test's server, which is gone
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -239,6 +240,7 @@ def test_a_dataset_in_object_storage_is_the_same(made, monkeypatch):
             assert [(batch.keys, batch.captions) for batch in loader(dataset, workers)] == here
     finally:
         server.stop()
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def test_an_index_is_kept_while_the_next_one_is_made(tmp_path):
