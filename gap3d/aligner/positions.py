@@ -1,0 +1,48 @@
+"""Rotary positions: patches are turned by their row and column, CLS and registers by nothing (specification 5.4)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BASE = 10000.0
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The turn of every pair of channels at every token.
+
+    No tuple: what shards a model would round the angles of one to bfloat16 on their way into a block.
+
+    Args:
+        cos: float32 [T, 1, D/2] for head width D.
+        sin: the same shape.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, heads: Tensor) -> Tensor:
+        """Turn the pairs of neighbouring channels of [B, T, H, D], in float32; comes back in its own precision."""
+        even, odd = heads.float().unflatten(-1, (-1, 2)).unbind(-1)  # [B, T, H, D/2] each
+        turned = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), -1)
+        return turned.flatten(-2).to(heads.dtype)
+
+
+def rotation(unplaced: int, grid: tuple[int, int], width: int, device: torch.device | None = None) -> Rotation:
+    """The turns of CLS and registers, which have no place, and then of a grid of patches, row by row.
+
+    Pair 2m of a head turns by row x w_m, pair 2m + 1 by column x w_m, w_m = 10000 ** (-4m / D).
+
+    Args:
+        unplaced: how many tokens come before the patches.
+        grid: rows and columns of patches.
+        width: channels D of a head, a multiple of 4.
+        device: of the result.
+    """
+    rows, columns = grid
+    speeds = BASE ** (-torch.arange(width // 4, dtype=torch.float64) * 4 / width)
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(rows * columns, 2)  # row-major
+    angles = (places[:, None, :] * speeds[:, None]).flatten(1)  # [N, D/2]: row, column, row, column ...
+    angles = torch.cat((angles.new_zeros(unplaced, width // 2), angles))[:, None].float().to(device)  # [T, 1, D/2]
+    return Rotation(angles.cos(), angles.sin())
