@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,25 @@ def empty_model(family: Family, config: Any) -> Any:
 def random_model(family: Family, config: Any, seed: int) -> Any:
     """A float32 model whose random weights follow the seed alone."""
     model = empty_model(family, config)
-    # numpy's normal numbers are the same on every processor; torch's depend on the vector unit. Scaled so
-    # that image, position and attention all show in the tokens. Biases and norms keep their zeros and ones.
+    # Scaled so that image, position and attention all show in the tokens.
+    randomise(model, seed, lambda name, tensor: 0.5 if name.startswith("embeddings.") and tensor.ndim < 4 else 0)
+    return model
+
+
+def randomise(model: Any, seed: int, scale: Callable[[str, Tensor], float]) -> None:
+    """Random weights that follow the seed alone; biases and norms keep their zeros and ones.
+
+    Args:
+        model: of transformers.
+        seed: of all of them.
+        scale: of a weight, by its name and shape; where it is 0, one over the root of the numbers it sums.
+    """
+    # numpy's normal numbers are the same on every processor; torch's depend on the vector unit.
     rng = np.random.Generator(np.random.PCG64(seed))
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.ndim > 1:
-            scale = 0.5 if name.startswith("embeddings.") and tensor.ndim < 4 else tensor[0].numel() ** -0.5
-            tensor.copy_(torch.from_numpy(scale * rng.standard_normal(tensor.shape)))
-    return model
+            factor = scale(name, tensor) or tensor[0].numel() ** -0.5
+            tensor.copy_(torch.from_numpy(factor * rng.standard_normal(tensor.shape)))
 
 
 def pinned(settings: TargetSettings) -> TargetSettings:
@@ -98,15 +109,22 @@ def pinned(settings: TargetSettings) -> TargetSettings:
     Raises:
         SystemicFault: the encoder's configuration cannot be had.
     """
-    from transformers.utils import cached_file
-
     try:
-        path = Path(str(cached_file(settings.encoder, "config.json", revision=settings.revision or "main")))
+        return settings.model_copy(update={"revision": pinned_revision(settings.encoder, settings.revision)})
     except (OSError, ValueError) as error:
         raise unobtainable(settings, error) from error
-    if Path(settings.encoder).is_dir() or path.parent.parent.name != "snapshots":
-        return settings
-    return settings.model_copy(update={"revision": path.parent.name})
+
+
+def pinned_revision(name: str, revision: str | None) -> str | None:
+    """The commit that a revision of a hub id is now; a folder's is what it was.
+
+    Raises:
+        OSError, ValueError: its configuration cannot be had.
+    """
+    from transformers.utils import cached_file
+
+    path = Path(str(cached_file(name, "config.json", revision=revision or "main")))
+    return revision if Path(name).is_dir() or path.parent.parent.name != "snapshots" else path.parent.name
 
 
 def pretrained_config(settings: TargetSettings) -> Any:
