@@ -98,7 +98,9 @@ def draw(metrics: Path, title: str = "") -> bytes:
     canvas = FigureCanvasAgg(figure)  # no pyplot: that keeps every figure of the process
     canvas.draw()
     picture = io.BytesIO()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(COLOURS).save(picture, format="png")
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    # By coverage: a rare colour, the red of what is not finite, stays itself.
+    pixels.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(picture, format="png")
     return picture.getvalue()
 
 
