@@ -103,7 +103,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def held_out_losses(aligner: Aligner, batch: Pairs, settings: TrainingSettings, seed: int) -> Values:
     """The loss of each pair, with its caption always, as means over times."""
-    device = next(aligner.dit.parameters()).device
+    device = aligner.device
     targets = batch.tokens.to(device)  # [B, T, C]
     condition = aligner.condition(batch.captions)  # [B, M, Dc]
     totals: Values = {}
