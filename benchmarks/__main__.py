@@ -27,6 +27,7 @@ if __name__ == "__main__":
             "catalog",
             "definitions",
             "atlas",
+            "condition",
         )
         for name in (*of_objects, *others):
             print(f"\n== {name}", flush=True)
