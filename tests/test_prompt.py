@@ -44,6 +44,10 @@ def test_text_is_cut_on_the_right_to_what_soft_tokens_leave(tokenizer, soft_toke
     assert ids[-soft_tokens - 2 :] == [*tokenizer("x")["input_ids"], 278, *[280] * soft_tokens]
 
 
+def test_half_a_character_costs_no_batch(prompt):
+    assert prompt.ids("a \ud800 chair") == prompt.ids("a ? chair")
+
+
 def test_a_batch_is_its_prompts_padded_on_the_right(prompt, tokenizer):
     batch = prompt.batch(CAPTIONS)
     pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")

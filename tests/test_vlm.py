@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
 from gap3d.aligner.random_vlm import byte_tokenizer, random_vlm
 from gap3d.aligner.vlm import Conditioner, load_conditioner
@@ -139,6 +140,24 @@ def test_checkpointing_changes_no_gradient(conditioner):
     assert not any(module.training for module in conditioner.language_model.modules())
 
 
+def test_the_papers_language_model_has_the_weights_that_the_paper_counts():
+    """4.75 B of the paper: this, the trainable 1,363,318,176 and DINOv2 L with registers, 304,372,736."""
+    from gap3d.aligner.qwen import LanguageModel
+
+    config = Qwen2_5_VLTextConfig(
+        vocab_size=151668,
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+    )
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in LanguageModel(config).parameters())
+    assert count == 3_085_389_824
+    assert count + 1_363_318_176 + 304_372_736 == 4_753_080_736
+
+
 def test_soft_tokens_start_normal_by_the_seed(conditioner):
     many = load_conditioner(SMALL.model_copy(update={"soft_tokens": 400, "soft_tokens_std": 3.0}), device="cpu")
     assert many.soft_tokens.std().item() == pytest.approx(3, rel=0.02)
@@ -228,8 +247,6 @@ def test_what_cannot_be_had_or_is_no_qwen_is_told_with_what_to_do(made, tmp_path
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused():
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
-
     def model(rows):
         sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
         angles = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}

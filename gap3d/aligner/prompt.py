@@ -135,4 +135,5 @@ class Prompt:
 
     def _encode(self, messages: Sequence[str]) -> list[list[int]]:
         """Ids of messages, each by itself."""
-        return self.tokenizer(list(messages), add_special_tokens=False)["input_ids"] if messages else []
+        known = [message.encode("utf-8", "replace").decode() for message in messages]  # half characters are none
+        return self.tokenizer(known, add_special_tokens=False)["input_ids"] if known else []
