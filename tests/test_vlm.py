@@ -55,7 +55,7 @@ def embedded_by_hand(made, ids, soft):
     rows = [table[min(number, 277)] for number in ids]
     rows[ids.index(278)] = table[:278].bfloat16().mean(0).float()
     first = ids.index(280)
-    rows[first:] = soft[0]
+    rows[first:] = [*soft[0]]
     return torch.stack(rows)[None]
 
 
@@ -68,6 +68,16 @@ def test_a_condition_is_the_outer_models_last_hidden_state_at_the_soft_tokens(co
         outer = made.model.model(inputs_embeds=embedded, output_hidden_states=True)  # positions are its own
         torch.testing.assert_close(condition, outer.last_hidden_state[0, -8:], atol=2e-5, rtol=0)
         torch.testing.assert_close(condition, outer.hidden_states[-1][0, -8:], atol=2e-5, rtol=0)  # after the norm
+
+
+def test_its_gradient_is_that_of_a_pass_over_the_whole_prompt(conditioner, made):
+    direction = torch.linspace(-1, 1, 8 * conditioner.width).view(8, -1)
+    conditioner(TEXTS).backward(direction.expand(3, -1, -1))
+    soft = conditioner.soft_tokens.detach().clone().requires_grad_()
+    for text in TEXTS:
+        embedded = embedded_by_hand(made, conditioner.prompt.ids(text), soft)
+        made.model.model(inputs_embeds=embedded).last_hidden_state[0, -8:].backward(direction)
+    torch.testing.assert_close(conditioner.soft_tokens.grad, soft.grad, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
