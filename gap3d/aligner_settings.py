@@ -59,6 +59,9 @@ class TrainingSettings(Section):
     """targets: the collection in this store; none takes the one that the settings name."""
     tars: Path | None = None
     """tars: their folder, searched at any depth."""
+    start: Path | None = None
+    """A checkpoint to begin with, ours or a released one. None: weights drawn from aligner.seed for pretraining, the
+    pretrained run of the same settings for finetuning."""
     mix_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each batch's samples that are drawn from mix_collection: general data against forgetting."""
     mix_collection: str | None = None
@@ -101,16 +104,19 @@ class TrainingSettings(Section):
     """Newest checkpoints that are kept, beside the best."""
     validate_every: PositiveInt = 5000
     """Steps between validations; one comes at the end in any case."""
+    validation_collection: str | None = None
+    """The collection whose validation split is held out. None: the data's own; for tars, the one that the settings
+    name."""
     validation_count: PositiveInt = 4096
     """Held-out pairs of a validation, at most."""
     validation_steps: PositiveInt = 30
     """Steps of the sampler in a validation."""
 
-    @field_validator("tars")
+    @field_validator("tars", "start")
     @classmethod
-    def tars_hold_anywhere(cls, tars: Path | None) -> Path | None:
+    def paths_hold_anywhere(cls, path: Path | None) -> Path | None:
         """A job runs in no folder of the caller's."""
-        return tars.expanduser().absolute() if tars else None
+        return path.expanduser().absolute() if path else None
 
     @model_validator(mode="after")
     def data_are_named(self) -> "TrainingSettings":
