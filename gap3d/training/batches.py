@@ -84,10 +84,6 @@ class Batches:
         """Of the tokens."""
         return self.source.layout
 
-    def rows_a_batch(self) -> float:
-        """Samples of the source in a batch, in the mean."""
-        return self.size * (1 - self.share)
-
     def restore(self, place: Mapping[str, Any]) -> None:
         """Go on after the batch that had this place. Nothing is read to get there.
 

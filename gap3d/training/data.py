@@ -1,7 +1,7 @@
 """Which data the settings name: their digest before anything is loaded, then batches, and held-out pairs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ class Described:
 
     Attributes:
         digest: of all that a step sees of them: tokens, captions, split; of tars their index, and the encoder.
+        rows: samples of an epoch; those of a mixture not counted.
         layout: of the tokens.
         encoder: its description (``Encoder.description``).
     """
 
     digest: str
+    rows: int
     layout: TokenLayout
     encoder: Mapping[str, Any]
 
@@ -51,7 +53,7 @@ def described(settings: Settings, training: TrainingSettings) -> Described:
         encoder = identity(settings.targets)
         tars = tars_of(training, rank=0, ranks=1)
         digests = [tars.digest, encoder["fingerprint"], fingerprints.settings_digest(settings.targets)]
-        found = Described(fingerprints.digest_of(digests), layout_of(settings.targets), encoder)
+        found = Described(fingerprints.digest_of(digests), int(tars.sizes.sum()), layout_of(settings.targets), encoder)
     else:
         found = of_collection(collection_of(settings, training))
     if not training.mix_share or training.mix_collection is None:
@@ -63,7 +65,7 @@ def described(settings: Settings, training: TrainingSettings) -> Described:
             f"the targets of {training.mix_collection} were made by another encoder, or for images of another size, "
             "than the data that they are to be mixed with: make them with the same section targets"
         )
-    return Described(fingerprints.digest_of([found.digest, mixed.digest]), found.layout, found.encoder)
+    return replace(found, digest=fingerprints.digest_of([found.digest, mixed.digest]))
 
 
 def of_collection(place: Path, split: str = "train") -> Described:
@@ -78,7 +80,7 @@ def of_collection(place: Path, split: str = "train") -> Described:
         tokens, about = part.metadata["tokens"], part.metadata.get("encoder", {})
     rows, columns = tokens["grid"]
     layout = TokenLayout(tokens["registers"]["shape"][0], (rows, columns), tokens["cls"]["shape"][0])
-    return Described(held.digest, layout, about)
+    return Described(held.digest, len(index), layout, about)
 
 
 def tars_of(training: TrainingSettings, rank: int, ranks: int) -> ImageTextDataset:

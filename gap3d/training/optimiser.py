@@ -127,6 +127,8 @@ class Optimiser:
     @torch.no_grad()
     def publish(self) -> None:
         """Give the module the masters, rounded to its precision."""
+        if not self._apart:
+            return
         torch._foreach_copy_([self.weights[name] for name in self._apart], [self.masters[name] for name in self._apart])
 
     def forget(self) -> None:

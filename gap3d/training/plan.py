@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,24 @@ class Plan:
     data: Described
     run: Run
     start: Path | None
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return steps_of(self.training, self.data.rows)
+
+
+def steps_of(settings: TrainingSettings, rows: int) -> int:
+    """Optimiser steps of a training.
+
+    Args:
+        settings: of the training.
+        rows: samples of its data, those of a mixture not counted.
+    """
+    if settings.steps is not None:
+        return settings.steps
+    a_step = settings.batch_size * settings.accumulate * settings.workers * (1 - settings.mix_share)
+    return max(1, math.ceil(settings.epochs * rows / a_step))
 
 
 def plan_of(settings: Settings, stage: Stage) -> Plan:

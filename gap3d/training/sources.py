@@ -94,12 +94,10 @@ class Source(Protocol):
 
     Attributes:
         samples: of this rank.
-        rows: samples of an epoch, of all ranks together.
         layout: of the tokens.
     """
 
     samples: Endless
-    rows: int
     layout: TokenLayout
 
     def read(self, samples: Sequence[Any]) -> Any:
@@ -119,7 +117,7 @@ class TargetSource:
     """
 
     def __init__(self, dataset: TargetDataset, layout: TokenLayout, name: str) -> None:
-        self.samples, self.rows, self.layout = Endless(dataset, name), len(dataset.index), layout
+        self.samples, self.layout = Endless(dataset, name), layout
         self._collate = Collate()
 
     def read(self, samples: Sequence[Any]) -> Tensor:
@@ -147,7 +145,7 @@ class TarSource:
     ) -> None:
         decode = partial(to_uint8, settings=encoder.settings, pixel_limit=pixel_limit)
         self.samples = Endless(dataset, name, partial(decoded, decode=decode, threads=threads))
-        self.rows, self.layout = int(dataset.sizes.sum()), encoder.layout
+        self.layout = encoder.layout
         self.encoder = encoder
 
     def read(self, samples: Sequence[ImageTextSample]) -> Tensor:

@@ -20,7 +20,7 @@ from gap3d.training.log import METRICS, read
 from gap3d.training.parallel import Processes
 from gap3d.training.plan import Plan
 from gap3d.training.run import SETTINGS
-from gap3d.training.trainer import Trainer, Values, steps_of
+from gap3d.training.trainer import Trainer, Values
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def train(
     processes: Processes,
     *,
     stopped: Callable[[], bool] = lambda: False,
-    on_step: Callable[[int, int, Values], None] | None = None,
+    on_step: Callable[[int, Values], None] | None = None,
     on_validation: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Do this process's part of a training, from its beginning or its newest checkpoint to its end.
@@ -75,7 +75,7 @@ def train(
             batches,
             training,
             settings.sampling,
-            steps=steps_of(training, batches.source.rows, processes.ranks),
+            steps=plan.steps,
             held_out=held_out_of(settings, plan, processes),
             processes=processes,
             about=about,

@@ -35,6 +35,7 @@ from gap3d.training.validation import better, validate
 
 log = logging.getLogger(__name__)
 Values = dict[str, float]
+DRAW_S = 60.0  # seconds from one drawing of the curves to the next, at least
 LOSSES = ("loss", "loss_patches", "loss_cls", "loss_registers")
 
 
@@ -56,7 +57,7 @@ class Trainer:
         processes: this one and the others.
         about: goes into the checkpoints' description.
         stopped: asked after every step whether to stop.
-        on_step: told step, steps and what was measured.
+        on_step: told the step and what was measured.
         on_validation: told pairs done and pairs wanted.
     """
 
@@ -73,7 +74,7 @@ class Trainer:
         processes: Processes | None = None,
         about: Mapping[str, Any] | None = None,
         stopped: Callable[[], bool] = lambda: False,
-        on_step: Callable[[int, int, Values], None] | None = None,
+        on_step: Callable[[int, Values], None] | None = None,
         on_validation: Callable[[int, int], None] | None = None,
     ) -> None:
         self.run, self.aligner, self.batches, self.settings = run, aligner, batches, settings
@@ -96,6 +97,7 @@ class Trainer:
         self.place: dict[str, Any] = {}
         self.saved = -1
         self.asked_to_stop = False
+        self.drawn_at = time.monotonic()
         self.log: MetricsLog | None = None
 
     @property
@@ -200,7 +202,7 @@ class Trainer:
         if self.log:
             self.log.write(step, "train", values)
         if self.on_step:
-            self.on_step(step, self.steps, values)
+            self.on_step(step, values)
 
     def stop_broken(self, step: int, values: Values, seen: list[Seen]) -> NoReturn:
         """Save what a broken step saw, and stop."""
@@ -226,7 +228,8 @@ class Trainer:
                 self.progress = replace(self.progress, best=step, best_values=values)
             if self.log:
                 self.log.write(step, "validation", values)
-        self.draw_curves()
+        if time.monotonic() - self.drawn_at > DRAW_S:
+            self.draw_curves()
 
     def save_when_due(self) -> None:
         """Write the checkpoint of this step, if it is to have one."""
@@ -251,23 +254,10 @@ class Trainer:
 
     def draw_curves(self) -> None:
         """The metrics as a picture."""
+        self.drawn_at = time.monotonic()
         if self.writes:
             write_atomically(self.run.folder / CURVES, draw_curves(self.run.folder / METRICS))
 
     def digest(self) -> str:
         """Of the float32 weights as they are now; every process takes part."""
         return tensors_digest(self.optimiser.state()[0])
-
-
-def steps_of(settings: TrainingSettings, rows: int, processes: int) -> int:
-    """Optimiser steps of a training.
-
-    Args:
-        settings: of the training.
-        rows: samples of its data, those of a mixture not counted.
-        processes: that train together.
-    """
-    if settings.steps is not None:
-        return settings.steps
-    a_step = settings.batch_size * settings.accumulate * processes * (1 - settings.mix_share)
-    return max(1, math.ceil(settings.epochs * rows / a_step))
