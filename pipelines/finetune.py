@@ -1,4 +1,4 @@
-"""finetune: stage 2 of the aligner's training, from pretrained weights on a collection's targets (section finetuning)."""
+"""finetune: stage 2 of the aligner: from pretrained weights, on a collection's targets (section finetuning)."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""pretrain: stage 1 of the aligner's training, on general images with captions (section pretraining)."""
+"""pretrain: stage 1 of the aligner: from drawn weights, on general images with captions (section pretraining)."""
 
 import sys
 from collections.abc import Sequence

@@ -53,9 +53,14 @@ def fit(settings: Settings, plan: Plan, on_step: Callable[[int, Values], None]) 
     plan.run.folder.mkdir(parents=True, exist_ok=True)
     wish, metrics = plan.run.folder / STOP, Follower(plan.run.folder / METRICS, on_step)
     wish.unlink(missing_ok=True)
+    resources, gpu = room(plan.training.workers)  # here: a Ray that is started by a thread ends with it
     work: Future[dict[str, Any] | None] = Future()
-    # Ray takes Ctrl-C for itself where it is asked in the main thread.
-    threading.Thread(target=settle, args=(work, lambda: survive(settings, plan)), name="fit", daemon=True).start()
+
+    def call() -> dict[str, Any] | None:
+        return survive(plan, lambda: once(settings, plan, resources, gpu=gpu))
+
+    # Beside the main thread, in which Ray would take Ctrl-C for itself.
+    threading.Thread(target=settle, args=(work, call), name="fit", daemon=True).start()
     try:
         while not work.done():
             wait([work], timeout=FOLLOW_S)
@@ -83,8 +88,12 @@ def settle(work: "Future[Any]", call: Callable[[], Any]) -> None:
         work.set_exception(error)
 
 
-def survive(settings: Settings, plan: Plan) -> dict[str, Any] | None:
+def survive(plan: Plan, attempt: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
     """Start workers until they come to the end: one that died is started again, at the last checkpoint.
+
+    Args:
+        plan: of the stage.
+        attempt: one group of workers from its start to its end.
 
     Returns:
         None where they were asked to stop.
@@ -95,7 +104,7 @@ def survive(settings: Settings, plan: Plan) -> dict[str, Any] | None:
     while True:
         before = plan.run.checkpoints.steps()
         try:
-            return once(settings, plan)
+            return attempt()
         except TrainingFailedError as error:
             fault = fault_of(error)
             if isinstance(fault, KNOWN):
@@ -115,12 +124,11 @@ def fault_of(error: Exception) -> Exception | None:
     return min(found, key=lambda fault: not isinstance(fault, KNOWN), default=None)
 
 
-def once(settings: Settings, plan: Plan) -> dict[str, Any] | None:
+def once(settings: Settings, plan: Plan, resources: dict[str, float], *, gpu: bool) -> dict[str, Any] | None:
     """One group of workers from its start to its end."""
     import ray.train.torch
 
     api: Any = ray.train  # its annotations are those of an earlier version
-    resources, gpu = room(plan.training.workers)
     scratch = TemporaryFolder(plan.run.folder, "ray")
     environment = {} if os.environ.get("RAY_ADDRESS") else {"GLOO_SOCKET_IFNAME": "lo"}  # nobody else is to hear it
     try:
