@@ -1,13 +1,26 @@
 """Settings of the aligner: the model, its two trainings, sampling (specification 4 to 7)."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from gap3d.section import Section
 
 RANDOM_VLM = "random-small"
+PLACES = {"collection", "tars", "mix_collection", "start"}  # of a training's data: their contents shape it
+NO_RESULT = {
+    "checkpointing",
+    "compile",
+    "save_every",
+    "keep",
+    "validate_every",
+    "validation_count",
+    "validation_steps",
+    "validation_collection",
+    "automatic",
+}
+"""Of a training, what changes no weight."""
 
 
 class AlignerSettings(Section):
@@ -111,6 +124,12 @@ class TrainingSettings(Section):
     """Held-out pairs of a validation, at most."""
     validation_steps: PositiveInt = 30
     """Steps of the sampler in a validation."""
+    automatic: bool = False
+    """In Dagster: train anew when the dataset's content changes (sensor on_change). If not, a person starts it."""
+
+    def shaping(self) -> dict[str, Any]:
+        """All that shapes the weights, but for the data."""
+        return self.model_dump(mode="json", exclude=PLACES | NO_RESULT)
 
     @field_validator("tars", "start")
     @classmethod

@@ -5,10 +5,10 @@ from types import MethodType
 
 import pytest
 import torch
-from gap3d.aligner.model import build_aligner
 from target_stores import LAYOUT, collection, write_index
 
 from gap3d.aligner import flow
+from gap3d.aligner.model import build_aligner
 from gap3d.aligner_settings import AlignerSettings, SamplingSettings, TrainingSettings
 from gap3d.features.tokens import TokenLayout
 from gap3d.metrics.alignment import GAP, KINDS

@@ -20,17 +20,6 @@ from gap3d.training.checkpoint import Checkpoints
 Stage = Literal["pretrain", "finetune"]
 FOLDER = "aligner"
 RESULT, SETTINGS, CURVES, FAILED = "result.json", "settings.json", "curves.png", "failed"
-PLACES = {"collection", "tars", "mix_collection", "start"}  # their contents are in the digests
-NO_RESULT = {
-    "checkpointing",
-    "compile",
-    "save_every",
-    "keep",
-    "validate_every",
-    "validation_count",
-    "validation_steps",
-    "validation_collection",
-}
 SHORT = 12  # digits of a digest in a name
 
 
@@ -102,7 +91,7 @@ def run_of(
     settings = fingerprints.digest_of(
         {
             "aligner": aligner.model_dump(mode="json"),
-            "training": training.model_dump(mode="json", exclude=PLACES | NO_RESULT),
+            "training": training.shaping(),
             "start": start,
             "code": fingerprints.code_version("aligner"),
         }
