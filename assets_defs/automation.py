@@ -51,6 +51,15 @@ AFTER_TARGETS = (
     DEPS_UPDATED.ignore(dg.AssetSelection.assets(dg.AssetKey("images"))) | NEVER_MADE | NEW_VERSION
 ) & GUARDS
 
+# Of trainings, where the settings ask for it. The dataset's content counts, not that it was made again; finetuning
+# joins the run of the pretraining that it starts from.
+AFTER_DATASET = (
+    AC.any_deps_match(AC.data_version_changed() & ~AC.executed_with_root_target()).since(AC.newly_requested())
+    | AC.any_deps_match(AC.will_be_requested()).ignore(dg.AssetSelection.assets("dataset"))
+    | NEVER_MADE
+    | NEW_VERSION
+) & GUARDS
+
 on_change = dg.AutomationConditionSensorDefinition(
     "on_change",
     target=dg.AssetSelection.all(),

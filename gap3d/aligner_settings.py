@@ -1,13 +1,26 @@
 """Settings of the aligner: the model, its two trainings, sampling (specification 4 to 7)."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from gap3d.section import Section
 
 RANDOM_VLM = "random-small"
+PLACES = {"collection", "tars", "mix_collection", "start"}  # of a training's data: their contents shape it
+NO_RESULT = {
+    "checkpointing",
+    "compile",
+    "save_every",
+    "keep",
+    "validate_every",
+    "validation_count",
+    "validation_steps",
+    "validation_collection",
+    "automatic",
+}
+"""Of a training, what changes no weight."""
 
 
 class AlignerSettings(Section):
@@ -59,6 +72,9 @@ class TrainingSettings(Section):
     """targets: the collection in this store; none takes the one that the settings name."""
     tars: Path | None = None
     """tars: their folder, searched at any depth."""
+    start: Path | None = None
+    """A checkpoint to begin with, ours or a released one. None: weights drawn from aligner.seed for pretraining, the
+    pretrained run of the same settings for finetuning."""
     mix_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each batch's samples that are drawn from mix_collection: general data against forgetting."""
     mix_collection: str | None = None
@@ -101,16 +117,25 @@ class TrainingSettings(Section):
     """Newest checkpoints that are kept, beside the best."""
     validate_every: PositiveInt = 5000
     """Steps between validations; one comes at the end in any case."""
+    validation_collection: str | None = None
+    """The collection whose validation split is held out. None: the data's own; for tars, the one that the settings
+    name."""
     validation_count: PositiveInt = 4096
     """Held-out pairs of a validation, at most."""
     validation_steps: PositiveInt = 30
     """Steps of the sampler in a validation."""
+    automatic: bool = False
+    """In Dagster: train anew when the dataset's content changes (sensor on_change). If not, a person starts it."""
 
-    @field_validator("tars")
+    def shaping(self) -> dict[str, Any]:
+        """All that shapes the weights, but for the data."""
+        return self.model_dump(mode="json", exclude=PLACES | NO_RESULT)
+
+    @field_validator("tars", "start")
     @classmethod
-    def tars_hold_anywhere(cls, tars: Path | None) -> Path | None:
+    def paths_hold_anywhere(cls, path: Path | None) -> Path | None:
         """A job runs in no folder of the caller's."""
-        return tars.expanduser().absolute() if tars else None
+        return path.expanduser().absolute() if path else None
 
     @model_validator(mode="after")
     def data_are_named(self) -> "TrainingSettings":

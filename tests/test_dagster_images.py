@@ -14,7 +14,7 @@ from ticks import Automation, every
 from gap3d import fingerprints
 from pipelines.command import load_settings
 
-ASSETS = {"images", "targets", "dataset"}
+ASSETS = {"images", "targets", "dataset", "pretrained_aligner", "finetuned_aligner"}
 SHARDS = ("0", "1", "2", "3")
 
 

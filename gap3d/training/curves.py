@@ -22,6 +22,8 @@ WIDTH = 8.0  # inches; 1200 pixels, to be looked at on 800
 DPI = 150
 COLOURS = 128  # of the picture's palette: it lies in Dagster's event log, and is a quarter of the size with one
 PANEL = 2.1  # inches of height
+LEFT, RIGHT, BOTTOM = 0.55, 0.12, 0.42  # inches around the panels, for numbers and words
+GAPS = {"wspace": 0.2, "hspace": 0.36}  # between them, in panels; what is measured for each picture takes twice as long
 POINTS = 400  # of a curve: more steps are drawn as the mean, and as the range, of so many runs of them
 SMOOTHED = 15  # a smooth curve is a moving average over a fifteenth of it
 EXACT = ("learning_rate",)  # not measured but set: neither smoothed nor a range
@@ -81,9 +83,12 @@ def draw(metrics: Path, title: str = "") -> bytes:
     if not panels:
         raise ValueError(f"{metrics} holds no step yet: there is nothing to draw")
     rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(WIDTH, PANEL * rows + (0.35 if title else 0.1)), dpi=DPI, layout="constrained")
+    above = 0.55 if title else 0.3  # inches
+    height = PANEL * rows + BOTTOM + above - PANEL * GAPS["hspace"] / (1 + GAPS["hspace"])
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+    figure.subplots_adjust(LEFT / WIDTH, BOTTOM / height, 1 - RIGHT / WIDTH, 1 - above / height, **GAPS)
     if title:
-        figure.suptitle(title, fontsize=10, parse_math=False)
+        figure.suptitle(title, fontsize=10, y=1 - 0.08 / height, va="top", parse_math=False)
     grid = figure.subplots(rows, 2, squeeze=False).ravel()
     last = max(int(steps[-1]) for steps, _ in curves.values())
     for axes, (name, wanted) in zip(grid, panels, strict=False):
