@@ -12,7 +12,7 @@ from gap3d import manifest
 from gap3d.lease import lease
 from gap3d.manifest import Manifest
 from gap3d.parts import PartWriter, read_rows
-from gap3d.schemas import CATALOG, DATASET, DOWNLOADS, IMAGES, RENDERS, TARGET_ROWS, VIEWS, StageSchema
+from gap3d.schemas import CATALOG, DATASET, DOWNLOADS, IMAGES, PROMPTS, RENDERS, TARGET_ROWS, VIEWS, StageSchema
 from gap3d.store import Store, leftovers, now
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ SCHEMAS = {
     "renders": RENDERS,
     "images": IMAGES,
     "dataset": DATASET,
+    "prompts": PROMPTS,
 }
 
 

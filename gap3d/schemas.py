@@ -1,6 +1,6 @@
 """The columns of every stage's parts, and of the manifests that list them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")  # i
 IMAGE_STAGES = ("images", "targets", "dataset")  # the line of a collection of images
 
 TARGET_ROWS = 8  # of a row group of targets: 22 MB at ViT-L and 518 pixels
+GENERATED_STAGES = ("prompts", "generated")  # of a collection of token sets that an aligner made
 TAR_STAGES = ("image_text", "coco")  # beside the line: image-text pairs, unsharded
 
 
@@ -244,6 +245,48 @@ def targets(
             columns.append(pa.field(f"{name}_scale", pa.binary(count * 4), nullable=False))
     return StageSchema(pa.schema(columns), row_group_rows=TARGET_ROWS, compression=compression)
 
+
+# What token sets are to be generated of; images that are edited come along, so that any node has them.
+PROMPTS = StageSchema(
+    pa.schema(
+        [
+            KEY,
+            ("prompt", pa.string()),  # with its suffix
+            ("image", pa.binary()),  # the file, as it is; null where there is none
+            ("image_name", pa.string()),
+            ("index", pa.int64()),  # position in the set, for the evaluation's seeds
+            ("caption_index", pa.int64()),
+        ]
+    ),
+    row_group_rows=64,
+)
+MADE_FROM = (("prompt", pa.string()), ("image_sha256", pa.string()), ("seed", pa.int64()), ("checkpoint", pa.string()))
+
+
+def generated(
+    registers: int, patches: int, width: int, store_dtype: str = "float16", compression: Compression = "none"
+) -> StageSchema:
+    """Columns of generated token sets: those of ``targets``, and what they were made from."""
+    made = targets(registers, patches, width, store_dtype, compression)
+    columns = pa.schema([*made.columns, *(pa.field(*field) for field in MADE_FROM)])
+    return replace(made, columns=columns)
+
+
+SHAPES = StageSchema(
+    pa.schema(
+        [
+            KEY,
+            ("prompt", pa.string()),
+            ("method", pa.string()),  # gap3d, trellis-image or trellis-text
+            ("model", pa.string()),
+            ("seed", pa.int64()),  # that TRELLIS got
+            ("folder", pa.string()),  # relative to the collection's
+            ("files", pa.list_(FILE)),  # relative to the folder
+            ("gaussians", pa.int64()),
+            ("lacking", pa.list_(pa.string())),  # what could not be made of an object that is there
+        ]
+    )
+)
 
 LEDGER = pa.schema(
     [
