@@ -254,6 +254,7 @@ PROMPTS = StageSchema(
             ("prompt", pa.string()),  # with its suffix
             ("image", pa.binary()),  # the file, as it is; null where there is none
             ("image_name", pa.string()),
+            ("image_sha256", pa.string()),
             ("index", pa.int64()),  # position in the set, for the evaluation's seeds
             ("caption_index", pa.int64()),
         ]

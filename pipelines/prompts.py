@@ -92,6 +92,7 @@ def data_of(prompt: Prompt, image: bytes | None) -> dict[str, Any]:
         "prompt": prompt.text,
         "image": image,
         "image_name": prompt.image.name if prompt.image else "",
+        "image_sha256": hashlib.sha256(image).hexdigest() if image is not None else "",
         "index": prompt.index,
         "caption_index": prompt.caption_index,
     }

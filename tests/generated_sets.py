@@ -11,7 +11,7 @@ TRELLIS_LAYOUT = TokenLayout(registers=4, grid=(37, 37), width=1024)
 
 
 def settings_at(root, **values):
-    return Settings(store=root, compute=ComputeSettings(workers=0, lease_wait_s=0), **values)
+    return Settings(store=root, compute=ComputeSettings(workers=0, encoder_threads=1, lease_wait_s=0), **values)
 
 
 def collection(settings, name, texts, tokens=None, layout=TRELLIS_LAYOUT, images=()):

@@ -1,22 +1,30 @@
 """The hand-over to TRELLIS, against a STAND-IN of its package (tests/trellis_stand_in): no TRELLIS runs here."""
 
+import io
 import json
+import random
+import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from generated_sets import TRELLIS_LAYOUT, collection, settings_at
+from killed import Point, Run
 from PIL import Image
+from processes import alive, mentioning, wait_for
+from stores import TOGETHER, write
 
 from gap3d.cameras import Camera
 from gap3d.depth import decode_depth
-from gap3d.prompts import of_texts
+from gap3d.prompts import of_file, of_texts
 from gap3d.records import Status, SystemicFault
+from gap3d.schemas import RENDERS
 from gap3d.settings import Limits
+from gap3d.store import Store
 from gap3d.trellis import seeds
 from gap3d.trellis.process import Installation, TrellisProcess
 from gap3d.trellis.turntable import PROTOCOLS
@@ -224,6 +232,39 @@ def test_the_image_baseline_sees_the_pictures_of_the_prompts(tmp_path):
     assert all("rembg" in row.reason for row in made(plan)[0].values())  # as the released evaluation gives them
 
 
+def test_the_image_baseline_sees_the_drawn_view_of_an_objects_renders(tmp_path):
+    settings = settings_at(tmp_path)
+    greys = [10, 20, 30, 40, 50]  # views, of which the first four are candidates
+    write(
+        Store(tmp_path, "toys", 1),
+        {f"chair/00{view}": picture(grey) for view, grey in enumerate(greys)},
+        TOGETHER,
+        "renders",
+        RENDERS,
+    )
+    table = tmp_path / "rows.jsonl"
+    table.write_text(
+        "".join(json.dumps({"id": name, "prompt": name, "index": 11}) + "\n" for name in ("chair", "lamp"))
+    )
+    store, own = prompts.collection_of(settings, "made", 2)
+    prompts.run(own, store, of_file(table))
+    plan = plan_of(store, "trellis-image", renders=renders_of(own, "toys"))
+    trellis.run(plan, own)
+    rows, data = made(plan)
+    view = random.Random(42 * 1009 + 11).randint(0, 3)
+    assert rows["lamp"].status is Status.MISSING
+    assert data["chair"]["seed"] == 42 * 1009 + 11 + view
+    assert json.loads((data["chair"]["place"] / "object.json").read_text())["view"] == view
+    assert plan.renders["chair"][view].row == view
+
+
+def picture(grey):
+    """A renders row, as far as the baseline looks at it."""
+    file = io.BytesIO()
+    Image.new("RGBA", (32, 32), (grey, grey, grey, 128)).save(file, "PNG")
+    return {field.name: None for field in RENDERS.columns if field.name != "key"} | {"png": file.getvalue()}
+
+
 def test_a_prompt_without_a_picture_is_a_row_of_the_image_baseline(tmp_path):
     store, own = collection(settings_at(tmp_path), "made", GOOD[:1])
     plan = plan_of(store, "trellis-image")
@@ -254,8 +295,6 @@ def test_a_prompt_that_is_gone_takes_its_object_along(tmp_path):
 
 
 def test_seeds_and_draws_are_those_of_the_released_evaluation():
-    import random
-
     for index in (0, 7, 1249):
         assert seeds.caption_of(index, 5) == random.Random(42 * 2003 + index).randint(0, 4)
         assert seeds.view_of(index, 4) == random.Random(42 * 1009 + index).randint(0, 3)
@@ -266,6 +305,19 @@ def test_seeds_and_draws_are_those_of_the_released_evaluation():
 def test_a_pipeline_that_does_not_load_says_what_is_missing():
     with pytest.raises(SystemicFault, match=r"no CUDA device.*microsoft/broken can't be loaded.*NVIDIA"):
         TrellisProcess(Installation("gap3d", "microsoft/broken", STAND_IN))
+
+
+def test_a_killed_run_takes_its_trellis_along_and_goes_on(tmp_path, nursery):
+    store, _ = collection(settings_at(tmp_path / "store"), "made", GOOD)
+    flags = ["--from", "made", "--store", str(tmp_path / "store"), "--baseline", "trellis-text", "--no-glb"]
+    flags += ["--trellis", str(STAND_IN), "--turntables", "4", "--frame-size", str(SIZE), "--compute.flush_rows", "1"]
+    run = Run("pipelines.trellis", "", "", str(tmp_path / "scratch"), str(tmp_path / "log"), flags=flags)
+    point = Point("pipelines.shaper:finish", call=2)
+    assert nursery.run(replace(run, point=asdict(point))) == -signal.SIGKILL, Path(run.log).read_text()
+    wait_for(lambda: not alive(mentioning(run.scratch)), 10, "TRELLIS's process has ended")
+    assert nursery.run(run) == 0, Path(run.log).read_text()
+    assert "2 rows: 2 ok; computed 1" in Path(run.log).read_text()
+    assert len(list((store.folder / "objects" / "trellis-text").iterdir())) == 2
 
 
 def test_without_trellis_the_program_says_how_to_install_it(tmp_path):
