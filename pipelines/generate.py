@@ -21,6 +21,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
 
 from gap3d import fingerprints, schemas
 from gap3d.aligner.model import describe
+from gap3d.aligner_settings import RANDOM_VLM
 from gap3d.features.encoder import UNTRAINED
 from gap3d.features.tokens import TokenLayout
 from gap3d.manifest import Manifest
@@ -70,13 +71,13 @@ class Checkpoint:
     @property
     def label(self) -> str:
         """What its tokens are worth; loud where something is untrained."""
-        untrained = self.said.get("untrained", ())
+        untrained = self.said.get("untrained", ["vision-language model"] if self.vlm == RANDOM_VLM else [])
         return f"{UNTRAINED}: {', '.join(untrained)}: the tokens mean nothing" if untrained else "trained"
 
     @property
     def conditions(self) -> str:
         """Which vision-language model it is, as far as its files do not say."""
-        return "as in training" if self.said.get("vlm") else str(self.vlm)
+        return "as in training" if self.said.get("vlm") else self.vlm or "the paper's"
 
 
 def trained_in(store: Path, collection: str) -> Path:

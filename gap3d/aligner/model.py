@@ -256,6 +256,20 @@ def load_aligner(
     return aligner
 
 
+def describe(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself (``Aligner.description``), without loading a vision-language model.
+
+    Raises:
+        SystemicFault: it can't be read.
+    """
+    try:
+        path = folder / ABOUT
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else _released(read_weights(folder))
+    except (OSError, ValueError) as error:
+        raise SystemicFault(f"aligner {str(folder)!r} can't be used: {first_line(error)}") from error
+    return found
+
+
 def _released(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What ``aligner.json`` would say of a released checkpoint."""
     geometry, soft_tokens = geometry_of(state)
