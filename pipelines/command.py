@@ -198,7 +198,7 @@ def sentences(made: argparse.ArgumentParser) -> Iterator[None]:
 
 def require_catalog(store: Store) -> None:
     """Raises NotReady for a collection with neither a catalog nor images, such as a misspelt one."""
-    firsts = ("catalog", "images", "prompts")
+    firsts = ("catalog", "images")
     if not any(all(store.manifest(stage, shard).complete for shard in store.shards) for stage in firsts):
         heads = store.root.glob("*/collection.json")
         made = sorted(head.parent.name for head in heads if any((head.parent / stage).is_dir() for stage in firsts))

@@ -7,6 +7,7 @@ python -m pipelines.generate --prompts FILE --into NAME --checkpoint DIR
 
 import importlib.metadata
 import json
+import os
 import shlex
 import signal
 import sys
@@ -178,7 +179,10 @@ def metadata(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def run(settings: Settings, store: Store, checkpoint: Checkpoint, shards: Sequence[str] = ()) -> Report:
-    """Bring the token sets of a collection's prompts up to date."""
+    """Bring the token sets of a collection's prompts up to date; one batch alone needs no Ray."""
+    rows = sum(len(store.manifest(prompts.STAGE, shard).rows) for shard in store.shards)
+    if rows <= settings.sampling.batch_size and not os.environ.get("RAY_ADDRESS"):
+        settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"workers": 0})})
     return run_job(make_job(settings, store, checkpoint), store, settings, shards or store.shards)
 
 

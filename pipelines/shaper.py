@@ -94,7 +94,7 @@ class Shaper:
         self.wanted = wanted
         self.root = root
         self.limits = limits
-        self.trellis: TrellisProcess | None = TrellisProcess(installation)
+        self.trellis: TrellisProcess | None = None  # begun with the first object
 
     def process(self, payload: Source) -> list[Outcome]:
         """One object."""

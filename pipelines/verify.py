@@ -33,7 +33,8 @@ def main() -> None:
     _, settings = parse(made)
     with sentences(made):
         store = open_store(settings)
-        if not any(store.shard(stage, ALL).exists() for stage in TAR_STAGES):
+        without = [store.shard(stage, ALL) for stage in TAR_STAGES] + [store.folder / GENERATED_STAGES[0]]
+        if not any(folder.exists() for folder in without):  # collections that have no catalog
             require_catalog(store)
         parts, damaged = 0, []
         for stage in (*STAGES, images.STAGE, *GENERATED_STAGES, *TAR_STAGES):

@@ -4,8 +4,6 @@ import io
 import json
 import random
 import signal
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,7 +28,7 @@ from gap3d.trellis.process import Installation, TrellisProcess
 from gap3d.trellis.turntable import PROTOCOLS
 from pipelines import prompts, trellis
 from pipelines.job import NotReady
-from pipelines.shaper import Wanted
+from pipelines.shaper import Shaper, Wanted
 from pipelines.trellis import MODELS, Plan, renders_of
 
 HERE = Path(__file__).parent
@@ -173,9 +171,9 @@ def test_a_second_run_starts_no_trellis_and_what_is_lost_is_made_again(shaped):
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory):
     """One object for each way in which TRELLIS fails, and a good one at the end."""
-    settings = settings_at(tmp_path_factory.mktemp("failed"), limits=Limits(timeout_s=0.5, attempts=1))
-    texts = ["killed", "out of memory", "error", "silent", "empty", "without a mesh", "good"]
-    tokens = {text: constant(level) for level, text in enumerate(texts, start=1)}
+    settings = settings_at(tmp_path_factory.mktemp("failed"), limits=Limits(attempts=1))
+    texts = ["killed", "out of memory", "error", "empty", "without a mesh", "good"]
+    tokens = {text: constant(level) for text, level in zip(texts, (1, 2, 3, 5, 6, 7), strict=True)}
     store, own = collection(settings, "made", texts, tokens)
     plan = plan_of(store)
     trellis.run(plan, own)
@@ -188,7 +186,6 @@ def failed(tmp_path_factory):
         ("killed", Status.CRASHED, "exit code -11"),
         ("out of memory", Status.OUT_OF_MEMORY, "20.00 GiB"),
         ("error", Status.INTERNAL_ERROR, "spconv: no kernel"),
-        ("silent", Status.TIMEOUT, "no answer for 2 s"),
         ("empty", Status.NO_GEOMETRY, "empty"),
         ("good", Status.OK, ""),
     ],
@@ -199,6 +196,16 @@ def test_a_failure_of_trellis_costs_its_own_row(failed, text, status, words):
     assert words in row.reason
 
 
+def test_a_trellis_that_does_not_answer_costs_its_row_and_is_ended(tmp_path):
+    settings = settings_at(tmp_path, limits=Limits(timeout_s=0.1))
+    store, own = collection(settings, "made", ["silent"], {"silent": constant(4)})
+    plan = plan_of(store)
+    trellis.run(plan, own)
+    (row,) = made(plan)[0].values()
+    assert row.status is Status.TIMEOUT and row.limits == {"timeout_s": 0.1}
+    assert not list((store.folder / "objects" / "gap3d").iterdir())
+
+
 def test_an_object_without_a_glb_is_an_object(failed):
     row = failed[1]["without a mesh"]
     assert row["lacking"] == ["glb: ValueError: xatlas: no chart"]
@@ -206,7 +213,7 @@ def test_an_object_without_a_glb_is_an_object(failed):
     assert not (row["place"] / "model.glb").exists()
 
 
-def test_the_text_baseline_has_its_own_seeds_and_needs_no_tokens(tmp_path):
+def test_the_text_baseline_has_its_own_seeds_needs_no_tokens_and_keeps_no_object_of_a_gone_prompt(tmp_path):
     settings = settings_at(tmp_path)
     store, own = collection(settings, "made", GOOD)
     plan = plan_of(store, "trellis-text", glb=False)
@@ -216,6 +223,11 @@ def test_the_text_baseline_has_its_own_seeds_and_needs_no_tokens(tmp_path):
         assert data[text]["seed"] == 42 * 2003 + index and data[text]["model"] == "microsoft/TRELLIS-text-xlarge"
         assert data[text]["gaussians"] == len(noise_of(data[text]["seed"])[0])
         assert not (data[text]["place"] / "model.glb").exists()
+    prompts.run(own, store, of_texts(GOOD[:1]))
+    assert trellis.run(plan, own).count("computed") == 0
+    assert [each.name for each in (store.folder / "objects" / "trellis-text").iterdir()] == [
+        data[GOOD[0]]["place"].name
+    ]
 
 
 def test_the_image_baseline_sees_the_pictures_of_the_prompts(tmp_path):
@@ -228,8 +240,11 @@ def test_the_image_baseline_sees_the_pictures_of_the_prompts(tmp_path):
     rows, data = made(plan)
     assert data[GOOD[0]]["seed"] == 42 * 1009
     assert "rembg" in rows[GOOD[1]].reason  # no alpha: TRELLIS cuts the object out
-    trellis.run(plan_of(store, "trellis-image", black=True), own)
-    assert all("rembg" in row.reason for row in made(plan)[0].values())  # as the released evaluation gives them
+    black = plan_of(store, "trellis-image", black=True)  # as the released evaluation gives them: without alpha
+    source = next(row.payload for row in black.rows("0") if row.payload.prompt == GOOD[0])
+    given = Shaper(black.stage, black.installation, black.wanted, store.folder, Limits()).given(source, tmp_path)
+    with Image.open(given["image"]) as image:
+        assert image.mode == "RGB" and image.getpixel((0, 0)) == (128, 0, 0)
 
 
 def test_the_image_baseline_sees_the_drawn_view_of_an_objects_renders(tmp_path):
@@ -284,16 +299,6 @@ def test_tokens_of_another_shape_are_refused_before_trellis_is_asked(tmp_path):
         trellis.require_condition(store)
 
 
-def test_a_prompt_that_is_gone_takes_its_object_along(tmp_path):
-    settings = settings_at(tmp_path)
-    store, own = collection(settings, "made", GOOD)
-    plan = plan_of(store, "trellis-text", glb=False)
-    trellis.run(plan, own)
-    prompts.run(own, store, of_texts(GOOD[1:]))
-    trellis.run(plan, own)
-    assert len(list((store.folder / "objects" / "trellis-text").iterdir())) == 1
-
-
 def test_seeds_and_draws_are_those_of_the_released_evaluation():
     for index in (0, 7, 1249):
         assert seeds.caption_of(index, 5) == random.Random(42 * 2003 + index).randint(0, 4)
@@ -320,11 +325,12 @@ def test_a_killed_run_takes_its_trellis_along_and_goes_on(tmp_path, nursery):
     assert len(list((store.folder / "objects" / "trellis-text").iterdir())) == 2
 
 
-def test_without_trellis_the_program_says_how_to_install_it(tmp_path):
-    store, _ = collection(settings_at(tmp_path), "made", GOOD[:1])
-    words = [sys.executable, "-m", "pipelines.trellis", "--from", "made", "--store", str(tmp_path)]
-    done = subprocess.run([*words, "--baseline", "trellis-text"], capture_output=True, text=True, cwd=HERE.parent)
-    assert done.returncode == 1
-    assert "git clone --recurse-submodules https://github.com/microsoft/TRELLIS.git" in done.stderr
-    assert "--trellis /path/to/TRELLIS" in done.stderr and "Traceback" not in done.stderr
+def test_without_trellis_the_program_says_how_to_install_it(tmp_path, nursery):
+    store, _ = collection(settings_at(tmp_path / "store"), "made", GOOD[:1])
+    flags = ["--from", "made", "--store", str(tmp_path / "store"), "--baseline", "trellis-text"]
+    log = tmp_path / "log"
+    assert nursery.run(Run("pipelines.trellis", "", "", str(tmp_path / "scratch"), str(log), flags=flags)) == 1
+    said = log.read_text()
+    assert "git clone --recurse-submodules https://github.com/microsoft/TRELLIS.git" in said
+    assert "--trellis /path/to/TRELLIS" in said and "Traceback" not in said
     assert not store.manifest("shapes-trellis-text", "0").rows  # no prompt is to blame
