@@ -181,6 +181,18 @@ def test_the_program_is_killed_and_run_again_as_if_nothing_had_been(tmp_path, ch
     assert "UNTRAINED" in content and "UNTRAINED" in said and "pipelines.trellis" in said
 
 
+def test_a_released_checkpoint_generates_and_says_what_is_not_known_of_it(tmp_path):
+    settings = AlignerSettings(vlm="random-small", soft_tokens=4, width=16, blocks=1, heads=1, dtype="float32")
+    build_aligner(settings, TokenLayout(4, (37, 37), 8), "cpu").save(tmp_path / "released", {"step": 1})
+    (tmp_path / "released" / "aligner.json").unlink()
+    released = Checkpoint(tmp_path / "released", "random-small")
+    store, report = run(settings_at(tmp_path / "s", sampling=SAMPLING), released, of_texts(TEXTS[:1]))
+    assert report.by_status("generated") == {"ok": 1}
+    (made,) = sets(store).values()
+    assert made.shape == (1374, 8)
+    assert "UNTRAINED" in released.label and released.conditions == "random-small"
+
+
 def test_the_newest_finetuned_aligner_is_taken_before_a_pretrained_one(tmp_path):
     def finished(name, when, checkpoint="checkpoints/step-00000002"):
         folder = tmp_path / "demo" / "aligner" / name
