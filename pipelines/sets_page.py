@@ -1,19 +1,17 @@
 """Writes the page of generated token sets from what is committed of them."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from torch import Tensor
 
 from gap3d import generated
 from gap3d.atlas import pictures
 from gap3d.atlas.palette import Palette
-from gap3d.dataset import read_part
+from gap3d.dataset import TargetPart, read_part
 from gap3d.features.decoding import decode_image
 from gap3d.features.images import without_alpha
 from gap3d.generated import Failed, Shown
@@ -69,8 +67,8 @@ def said(store: Store, held: dict[str, Manifest]) -> dict[str, Any]:
     """What a part says about its sets; empty where there is none."""
     for shard, one in held.items():
         for part in sorted(one.parts):
-            found: dict[str, Any] = json.loads(pq.read_schema(store.shard(STAGE, shard) / part).metadata[b"gap3d"])
-            return found
+            with TargetPart(store.shard(STAGE, shard) / part) as opened:
+                return opened.metadata
     return {}
 
 

@@ -6,7 +6,6 @@ Needs a TRELLIS installation and a CUDA GPU. Baselines run TRELLIS's own pipelin
 """
 
 import argparse
-import json
 import re
 import signal
 import sys
@@ -19,9 +18,8 @@ from typing import Any, get_args
 if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
     sys.path.pop(0)
 
-import pyarrow.parquet as pq
-
 from gap3d import fingerprints
+from gap3d.dataset import TargetPart
 from gap3d.manifest import LedgerRow, Manifest
 from gap3d.records import Outcome, Status
 from gap3d.schemas import SHAPES
@@ -79,7 +77,8 @@ def require_condition(store: Store) -> dict[str, Any]:
     for shard in store.shards:
         held = require_complete(store, "generated", shard, "generate")
         for part in sorted(held.parts):
-            said = said_of(store.shard("generated", shard) / part)
+            with TargetPart(store.shard("generated", shard) / part) as opened:
+                said = opened.metadata
             shapes = [said["tokens"][name]["shape"] for name in ("cls", "registers", "patches")]
             wanted = [[WIDTH], [REGISTERS, WIDTH], [PATCHES, WIDTH]]
             if shapes != wanted:
@@ -91,12 +90,6 @@ def require_condition(store: Store) -> dict[str, Any]:
                 )
             return said
     return {}
-
-
-def said_of(part: Path) -> dict[str, Any]:
-    """What a part says about itself."""
-    found: dict[str, Any] = json.loads(pq.read_schema(part).metadata[b"gap3d"])
-    return found
 
 
 def renders_of(settings: Settings, collection: str) -> dict[str, list[Place]]:
@@ -154,6 +147,10 @@ class Plan:
         held = prompts
         if self.method == "gap3d":
             upstream, held = "generated", require_complete(self.store, "generated", shard, "generate")
+            asked = {key: fingerprints.digest_of(row["prompt"]) for key, row in texts.items()}
+            answered = {key: row.inputs["text"] for key, row in held.rows.items() if not row.origin}
+            if asked != answered:
+                raise NotReady("the token sets are of other prompts: run `python -m pipelines.generate` first")
         made = []
         for key, row in held.rows.items():
             if row.status is not Status.OK:

@@ -2,6 +2,7 @@
 
 from gap3d import schemas
 from gap3d.features.tokens import TokenLayout, columns_of
+from gap3d.fingerprints import digest_of
 from gap3d.prompts import of_texts
 from gap3d.records import Outcome, Status
 from gap3d.settings import ComputeSettings, Limits, Settings
@@ -43,5 +44,5 @@ def write_sets(store, sets, layout):
                 data |= {"prompt": text, "image_sha256": "", "seed": 0, "checkpoint": "c"}
                 outcome = Outcome(stage="generated", key=key, data=data)
             digest = "" if tokens is None else str(float(tokens.sum()))
-            writer.add(outcome, {"tokens": digest})
+            writer.add(outcome, {"text": digest_of(text), "tokens": digest})
         return writer.finish({prompt.key for prompt in sets})

@@ -24,6 +24,7 @@ from gap3d.schemas import RENDERS
 from gap3d.settings import Limits
 from gap3d.store import Store
 from gap3d.trellis import seeds
+from gap3d.trellis.child import Refused, conditions
 from gap3d.trellis.process import Installation, TrellisProcess
 from gap3d.trellis.turntable import PROTOCOLS
 from pipelines import prompts, trellis
@@ -291,12 +292,31 @@ def test_a_prompt_without_a_picture_is_a_row_of_the_image_baseline(tmp_path):
         renders_of(own, "made")
 
 
+def test_a_condition_is_the_tokens_and_its_negative_zeros():
+    tokens = random_tokens(0).half()
+    found = conditions(tokens.numpy(), "cpu")
+    assert torch.equal(found["cond"], tokens.float()[None]) and not found["neg_cond"].any()
+    assert found["neg_cond"].shape == found["cond"].shape == (1, 1374, 1024)
+    with pytest.raises(Refused, match="no condition of TRELLIS"):
+        conditions(tokens[:-1].numpy(), "cpu")
+    tokens[3, 5] = torch.nan
+    with pytest.raises(Refused, match="not all finite"):
+        conditions(tokens.numpy(), "cpu")
+
+
 def test_tokens_of_another_shape_are_refused_before_trellis_is_asked(tmp_path):
     layout = replace(TRELLIS_LAYOUT, grid=(16, 16), width=64)
     tokens = {GOOD[0]: torch.zeros(layout.count, layout.width)}
     store, _ = collection(settings_at(tmp_path), "made", GOOD[:1], tokens, layout)
     with pytest.raises(ValueError, match=r"\[261, 64\], and TRELLIS is conditioned on \[1374, 1024\]"):
         trellis.require_condition(store)
+
+
+def test_sets_of_other_prompts_are_refused(tmp_path):
+    store, own = collection(settings_at(tmp_path), "made", GOOD[:1], {GOOD[0]: random_tokens(0)})
+    prompts.run(own, store, of_texts(GOOD[:1], suffix="on black."))
+    with pytest.raises(NotReady, match="of other prompts"):
+        trellis.run(plan_of(store), own)
 
 
 def test_seeds_and_draws_are_those_of_the_released_evaluation():
