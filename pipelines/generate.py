@@ -29,6 +29,7 @@ from gap3d.manifest import Manifest
 from gap3d.records import Status
 from gap3d.settings import Settings
 from gap3d.store import Store
+from gap3d.training.run import FOLDER, RESULT
 from pipelines import prompts
 from pipelines.command import parse, parser, say, sentences, stop
 from pipelines.generator import STAGE, Generator, Wish, digest_of
@@ -87,9 +88,9 @@ def trained_in(store: Path, collection: str) -> Path:
     Raises:
         NotReady: there is none.
     """
-    folder = store / collection / "aligner"
+    folder = store / collection / FOLDER
     for stage in ("finetune", "pretrain"):
-        results = sorted(folder.glob(f"{stage}-*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        results = sorted(folder.glob(f"{stage}-*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in results:
             checkpoint = path.parent / json.loads(path.read_text())["checkpoint"]
             if checkpoint.is_dir():
