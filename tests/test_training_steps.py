@@ -1,4 +1,4 @@
-"""One step of training: learning rate, masters, accumulation, clipping, randomness, counted work; each against a truth."""
+"""One step of training: rate, masters, accumulation, clipping, randomness, counted work, each against a truth."""
 
 import math
 
