@@ -113,7 +113,7 @@ def test_new_data_never_go_on_from_an_old_model(place, tmp_path):
     assert after.name.rpartition("-")[0] == before.name.rpartition("-")[0]
     assert after.name != before.name
     assert not after.checkpoints.steps()
-    with pytest.raises(SystemicFault, match="run `python -m pipelines.pretrain`"):
+    with pytest.raises(SystemicFault, match=r"run `python -m pipelines\.pretrain`"):
         plan_of(settings, "finetune")
 
 
@@ -286,7 +286,7 @@ def test_a_damaged_checkpoint_says_which_folder_to_remove(tmp_path):
     (plan.run.folder / "result.json").unlink()
     model = plan.run.checkpoints.path(6) / "optimiser.safetensors"
     model.write_bytes(model.read_bytes()[:1000])
-    with pytest.raises(SystemicFault, match="step-00000006 can't be read .*: remove the folder"):
+    with pytest.raises(SystemicFault, match=r"step-00000006 can't be read .*: remove the folder"):
         trained(settings)
     shutil.rmtree(plan.run.checkpoints.path(6))
     assert trained(settings)[1]["digest"] == result["digest"]
