@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from target_stores import LAYOUT, collection, tokens_of, write_index, write_part
 from trainings import one_thread, small, trained  # noqa: F401 - the first is a fixture
 
+from gap3d import gc
 from gap3d.aligner.model import load_aligner
 from gap3d.aligner.weights import read_weights
 from gap3d.records import SystemicFault
 from gap3d.store import Store
+from gap3d.takedown import traces
 from gap3d.training.broken import BrokenStep
 from gap3d.training.checkpoint import tensors_digest
 from gap3d.training.log import read
@@ -77,6 +79,16 @@ def test_a_second_run_trains_nothing(place):
         assert report.count("computed") == 0
         assert report.count("found") == report.count("expected") == 1
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.name != "lease.lock"} == before
+
+
+def test_gc_and_verify_leave_trainings_alone(place, tmp_path):
+    shutil.copytree(place, tmp_path / "store")
+    store = Store(tmp_path / "store", "test", 2)
+    before = {path: path.read_bytes() for path in (store.folder / "aligner").rglob("*") if path.is_file()}
+    gc.compact(store, 0.0, dry_run=False)
+    gc.collect(store, 0.0, 0.0, dry_run=False)
+    assert {path: path.read_bytes() for path in (store.folder / "aligner").rglob("*") if path.is_file()} == before
+    assert not [trace for trace in traces(store, {"0000/000": ""}) if "aligner" in trace]  # no key of a sample
 
 
 def test_the_name_carries_what_can_change_a_weight(place):
