@@ -35,6 +35,7 @@ SOURCES = (
 )  # that an identifier is of
 DENIED = "denied: "  # how the reason of such a row begins
 COLUMNS = {"catalog": ("key", "identifier", "sha256", "licence"), "downloads": ("key", "files")}
+BATCH = "batch.json"
 TEXTS = ("*.csv", "*.html", "*.json")
 
 
@@ -189,6 +190,10 @@ def remove(store: Store, done: Erased, wait_s: float) -> None:
         for path in pages:
             path.unlink()
             done.files.append(str(path))
+    for place in saved_batches(store):
+        if any(key in (place / BATCH).read_text(errors="replace") for key in done.objects):
+            shutil.rmtree(place)
+            done.files.append(str(place))
     for folder in exports(store):
         for place in (folder / key for key in done.objects):
             if (place / pieces.MARKER).exists():
@@ -199,6 +204,16 @@ def remove(store: Store, done: Erased, wait_s: float) -> None:
                 erased, shared = pieces.erase(folder, done.objects)
             done.files += erased
             done.exports += [folder] if shared else []
+
+
+def saved_batches(store: Store) -> list[Path]:
+    """What trainings that were stopped by a number that is none saved of the batch they saw (gap3d.training.broken)."""
+    return sorted(path.parent for path in store.folder.glob(f"aligner/*/failed/*/{BATCH}"))
+
+
+def learned(store: Store) -> list[Path]:
+    """Trainings of the collection that have checkpoints: nothing is erased from weights."""
+    return sorted({path.parents[1] for path in store.folder.glob("aligner/*/checkpoints/step-*")})
 
 
 def contents_of(store: Store, objects: Mapping[str, str]) -> set[tuple[str, str]]:

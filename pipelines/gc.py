@@ -43,6 +43,10 @@ def erase(store: Store, settings: Settings) -> list[str]:
             "as before to have them again"
             for folder in done.exports
         ),
+        *(
+            f"  {folder.name} may have learned from them: weights forget nothing; remove {folder}, or train anew"
+            for folder in takedown.learned(store)
+        ),
         f"takedown: every part, table, page and export was read: nothing of {len(objects)} objects is left"
         + (f" in {store.collection}; {', '.join(others)} {STILL}" if others else ""),
     ]

@@ -212,10 +212,15 @@ def become(run: Run) -> None:
 
 def serve() -> None:
     """Answer requests until standard input ends."""
-    for module in ("line", "gc", "rendering"):
+    for module in ("line", "gc", "rendering", "aligner"):
         importlib.import_module(f"pipelines.{module}")
     # What a run imports later; pyarrow takes pandas where there is one.
-    for module in ("transformers.models.dinov2_with_registers.modeling_dinov2_with_registers", "PIL.Image", "pandas"):
+    for module in (
+        "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers",
+        "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+        "PIL.Image",
+        "pandas",
+    ):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     for line in sys.stdin:

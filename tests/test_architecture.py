@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ["gap3d", "render", "pipelines", "assets_defs"]
 DOORS = {
     "bpy": {"render/blender"},
-    "ray": {"pipelines/cluster.py", "pipelines/ray_job.py"},
+    "ray": {"pipelines/cluster.py", "pipelines/ray_job.py", "pipelines/training.py"},
     "dagster": {"assets_defs"},
 }
 FILES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from folders import run_line, small, write_objects
 from webdataset_tars import read_back
 
@@ -17,6 +19,9 @@ from gap3d.exports.pieces import records
 from gap3d.exports.webdataset import Pictures
 from gap3d.parts import read_rows
 from gap3d.takedown import denied, rewrite, traces
+from gap3d.training import broken
+from gap3d.training.batches import Batch
+from gap3d.training.step import Draws
 from pipelines import catalog, downloads, gc, previews
 from pipelines.command import open_store
 from pipelines.export import export, export_datasets, export_trellis, export_webdataset
@@ -351,3 +356,22 @@ def test_another_collection_that_has_the_object_is_named_until_it_is_erased_ther
     assert gc.erase(open_store(other), other)[-1].endswith("nothing of 1 objects is left")
     assert gc.erase(open_store(after), after)[-1].endswith("nothing of 1 objects is left")
     assert [path for path, content in everything(after.store / "blobs").items() if b"mtllib paint.mtl" in content] == []
+
+
+def test_a_batch_that_a_training_saved_is_erased_and_its_checkpoints_are_named(made, tmp_path):
+    before, after, key = made
+    store = open_store(before)
+    runs = {}
+    for name, keys in (("pretrain-a-b", [f"{key}/000"]), ("pretrain-c-d", ["another/000"])):
+        folder = store.folder / "aligner" / name
+        (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
+        batch = Batch(keys, ["a red box"], keys, torch.zeros(1, 2, 3), {}, 0)
+        draws = Draws(torch.ones(1, dtype=torch.int64), torch.zeros(1, 2, 3), torch.zeros(1, dtype=torch.bool))
+        runs[folder] = broken.save(folder / "failed", 1, 0, [broken.Seen(batch, draws, math.nan)])
+    run_line(after)
+    lines = gc.erase(store, after)
+    assert lines[-1].endswith("nothing of 1 objects is left")
+    assert [saved.exists() for saved in runs.values()] == [False, True]
+    for folder in runs:
+        assert (folder / "checkpoints" / "step-00000001").is_dir()
+        assert any(f"{folder.name} may have learned from them" in line for line in lines)

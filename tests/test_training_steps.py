@@ -1,4 +1,4 @@
-"""One step of training: learning rate, masters, accumulation, clipping, randomness, counted work; each against a truth."""
+"""One step of training: rate, masters, accumulation, clipping, randomness, counted work, each against a truth."""
 
 import math
 
@@ -45,16 +45,15 @@ def aligner():
 
 
 def test_the_learning_rate_is_that_of_transformers_one_step_ahead():
-    from transformers import get_scheduler
+    from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
     settings, steps = TrainingSettings(learning_rate=3e-3, floor=1e-4, warmup=0.1), 40
     adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=settings.learning_rate)
-    theirs = get_scheduler(
-        "cosine_with_min_lr",
+    theirs = get_cosine_with_min_lr_schedule_with_warmup(
         adam,
         num_warmup_steps=warmup_steps(settings, steps),
         num_training_steps=steps,
-        scheduler_specific_kwargs={"min_lr": settings.floor},
+        min_lr=settings.floor,
     )
     for step in range(1, steps + 1):
         adam.step()

@@ -21,7 +21,7 @@ FEW = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Tensors this small cost several threads more than one."""
     before = torch.get_num_threads()

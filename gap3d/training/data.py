@@ -7,7 +7,7 @@ from typing import Any
 
 from gap3d import fingerprints, manifest
 from gap3d.aligner_settings import TrainingSettings
-from gap3d.dataset import TargetPart
+from gap3d.dataset import DamagedPart, TargetPart
 from gap3d.features.encoders import identity, layout_of, load_encoder
 from gap3d.features.tokens import TokenLayout
 from gap3d.readers import index as indices
@@ -76,11 +76,27 @@ def of_collection(place: Path, split: str = "train") -> Described:
     """
     index = indices.load(place, split)
     held = manifest.read(place / "dataset" / ALL, "dataset", ALL)
-    with TargetPart(index.path(0)) as part:
-        tokens, about = part.metadata["tokens"], part.metadata.get("encoder", {})
+    said = metadata(index)
+    tokens, about = said["tokens"], said.get("encoder", {})
     rows, columns = tokens["grid"]
     layout = TokenLayout(tokens["registers"]["shape"][0], (rows, columns), tokens["cls"]["shape"][0])
     return Described(held.digest, len(index), layout, about)
+
+
+def metadata(index: indices.Index) -> dict[str, Any]:
+    """What the first part that is whole says of itself.
+
+    Raises:
+        DamagedPart: none is.
+    """
+    for number in range(len(index.parts)):
+        try:
+            with TargetPart(index.path(number)) as part:
+                return part.metadata
+        except DamagedPart:
+            if number == len(index.parts) - 1:
+                raise
+    raise ValueError(f"the index of {index.place} names no part")
 
 
 def tars_of(training: TrainingSettings, rank: int, ranks: int) -> ImageTextDataset:
