@@ -1,9 +1,11 @@
 """Fixtures of several modules."""
 
+import itertools
+import subprocess
 import tempfile
 
 import pytest
-from killed import Nursery
+from killed import Nursery, Run
 from processes import alive, mentioning, wait_for
 
 
@@ -21,3 +23,28 @@ def nursery():
     found = Nursery()
     yield found
     found.close()
+
+
+@pytest.fixture(scope="session")
+def program(nursery, tmp_path_factory):
+    """Runs a program of the project as a user does, less the seconds in which it is imported."""
+    folder, numbers = tmp_path_factory.mktemp("programs"), itertools.count()
+
+    def run(module: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+        place = folder / str(next(numbers))
+        place.mkdir()
+        out, errors = place / "out", place / "errors"
+        made = Run(
+            work=module,
+            store="",
+            source="",
+            scratch=str(place / "scratch"),
+            log=str(out),
+            errors=str(errors),
+            flags=[str(word) for word in arguments],
+            environment=environment,
+        )
+        code = nursery.run(made)
+        return subprocess.CompletedProcess(made.flags, code, out.read_text(), errors.read_text())
+
+    return run
