@@ -3,10 +3,15 @@
 import itertools
 import subprocess
 import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from folders import run_line, small, write_objects
 from killed import Nursery, Run
 from processes import alive, mentioning, wait_for
+from remains import new_run
 
 
 @pytest.fixture
@@ -23,6 +28,25 @@ def nursery():
     found = Nursery()
     yield found
     found.close()
+
+
+@pytest.fixture(scope="session")
+def walked(tmp_path_factory):
+    """``folders.write_objects`` that went through the whole line once; its root and report. Never changed by a test."""
+    root = tmp_path_factory.mktemp("walked")
+    write_objects(root / "objects")
+    return root, run_line(small(root / "store", root / "objects"))
+
+
+@pytest.fixture(scope="session")
+def unkilled(tmp_path_factory, nursery):
+    """The same in a process that nobody killed, each row committed by itself: its run and its seconds."""
+    root = tmp_path_factory.mktemp("unkilled")
+    write_objects(root / "objects")
+    run = new_run(root, root / "objects")
+    pid, begun = nursery.start(run), time.monotonic()
+    assert nursery.wait(pid) == 0, Path(run.log).read_text()
+    return SimpleNamespace(root=root, run=run, seconds=time.monotonic() - begun)
 
 
 @pytest.fixture(scope="session")

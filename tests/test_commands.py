@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -40,12 +41,11 @@ STAGES = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    root = tmp_path_factory.mktemp("commands")
-    write_objects(root / "objects")
+def finished(walked, tmp_path_factory):
+    """(root, settings, those as a preset) of a finished line; never changed by a test."""
+    root = walked[0]
     settings = small(root / "store", root / "objects")
-    run_line(settings)
-    path = root / "settings.json"
+    path = tmp_path_factory.mktemp("commands") / "settings.json"
     path.write_text(settings.model_dump_json())
     return root, settings, path
 
@@ -137,11 +137,11 @@ def test_a_plan_counts_what_a_run_then_computes(tmp_path):
     assert {plan.stage: plan.compute for plan in make_plan(changed)}["targets"] == 5
 
 
-def test_a_plan_refuses_what_the_disk_cannot_hold(finished):
+def test_a_plan_refuses_what_the_disk_cannot_hold(finished, tmp_path):
     root = finished[0]
-    plans = make_plan(small(root / "store2", root / "objects"))
-    catalog.run(small(root / "store2", root / "objects"))
-    plans = make_plan(small(root / "store2", root / "objects"))
+    settings = small(tmp_path / "store", root / "objects")
+    catalog.run(settings)
+    plans = make_plan(settings)
     needed = sum(plan.bytes for plan in plans)
     assert needed > 0
     assert refusal(plans, needed * 2) == ""
@@ -213,10 +213,9 @@ def test_a_misspelt_variable_is_refused(monkeypatch):
         load_settings("demo")
 
 
-def test_a_plan_and_the_line_go_on_when_an_object_is_gone(tmp_path, program):
-    write_objects(tmp_path / "objects")
+def test_a_plan_and_the_line_go_on_when_an_object_is_gone(walked, tmp_path, program):
+    shutil.copytree(walked[0], tmp_path, dirs_exist_ok=True)
     settings = small(tmp_path / "store", tmp_path / "objects")
-    run_line(settings)
     (tmp_path / "objects" / "a.obj").unlink()
     catalog.run(settings)
     assert make_plan(settings)
@@ -234,10 +233,9 @@ def test_an_empty_source_forgets_nothing(finished, tmp_path):
         catalog.run(settings)
 
 
-def test_verify_finds_a_flipped_bit_and_says_how_to_mend_it(tmp_path, program):
-    write_objects(tmp_path / "objects")
+def test_verify_finds_a_flipped_bit_and_says_how_to_mend_it(walked, tmp_path, program):
+    shutil.copytree(walked[0], tmp_path, dirs_exist_ok=True)
     settings = small(tmp_path / "store", tmp_path / "objects")
-    run_line(settings)
     path = tmp_path / "settings.json"
     path.write_text(settings.model_dump_json())
     assert "0 shards damaged" in program("pipelines.verify", "--preset", path).stdout

@@ -81,9 +81,7 @@ def repository(site, name, salt):
 
 
 @pytest.mark.timeout(300)
-def test_of_many_objects_half_fail_in_every_way_and_only_the_transient_are_asked_for_again(
-    site, tmp_path, monkeypatch
-):
+def test_of_many_objects_half_fail_in_every_way_and_only_the_transient_are_asked_for_again(site, tmp_path, monkeypatch):
     configure(monkeypatch, f"{site.address}/")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     expected, healed, rows = {}, {}, []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from code_location import environment
-from folders import digests, write_objects
+from folders import digests
 from killed import Point
 from processes import alive, blenders, mentioning, wait_for
 from remains import attempts, committed, leftovers, new_run, orphans, run_again, settings_of, struck
@@ -20,14 +20,10 @@ from pipelines.report import Report
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory, nursery):
+@pytest.fixture
+def reference(unkilled):
     """A run without Ray that nobody killed."""
-    root = tmp_path_factory.mktemp("reference")
-    write_objects(root / "objects")
-    run = new_run(root, root / "objects")
-    assert nursery.run(run) == 0, Path(run.log).read_text()
-    return run
+    return unkilled.run
 
 
 @pytest.fixture

@@ -13,19 +13,10 @@ from pipelines.command import open_store
 NOTHING = {"catalog": 0, "downloads": 0, "views": 0, "renders": 0, "targets": 0, "dataset": 0}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder that went through the whole line once."""
-    root = tmp_path_factory.mktemp("line")
-    write_objects(root / "objects")
-    settings = small(root / "store", root / "objects")
-    return root, run_line(settings)
-
-
 @pytest.fixture
-def line(finished, tmp_path):
+def line(walked, tmp_path):
     """A copy of the finished line to change; times of files are kept."""
-    shutil.copytree(finished[0], tmp_path / "line")
+    shutil.copytree(walked[0], tmp_path / "line")
     return tmp_path / "line", small(tmp_path / "line" / "store", tmp_path / "line" / "objects")
 
 
@@ -39,8 +30,8 @@ def object_id(path):
     return object_id_of("folder", path)
 
 
-def test_every_file_has_one_row_at_every_stage_with_a_true_status(finished):
-    report = finished[1]
+def test_every_file_has_one_row_at_every_stage_with_a_true_status(walked):
+    report = walked[1]
     for stage in NOTHING:
         assert report.count("expected", stage) == report.count("found", stage) == 5
     assert report.by_status("catalog") == report.by_status("downloads") == {"ok": 5}
@@ -120,8 +111,8 @@ def test_a_moved_store_changes_no_digest_and_computes_nothing(line, tmp_path):
     assert digests(moved) == before
 
 
-def test_a_fresh_store_gives_equal_digests(finished, tmp_path):
-    root = finished[0]
+def test_a_fresh_store_gives_equal_digests(walked, tmp_path):
+    root = walked[0]
     again = small(tmp_path / "store", root / "objects")
     run_line(again)
     assert digests(again) == digests(small(root / "store", root / "objects"))
