@@ -51,10 +51,12 @@ def unkilled(tmp_path_factory, nursery):
 
 @pytest.fixture(scope="session")
 def program(nursery, tmp_path_factory):
-    """Runs a program of the project as a user does, less the seconds in which it is imported."""
+    """Runs a module as a program, as a user does, less the seconds in which it is imported."""
     folder, numbers = tmp_path_factory.mktemp("programs"), itertools.count()
 
-    def run(module: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    def run(
+        module: str, *arguments: object, within: Path | str = "", **environment: str
+    ) -> subprocess.CompletedProcess:
         place = folder / str(next(numbers))
         place.mkdir()
         out, errors = place / "out", place / "errors"
@@ -67,6 +69,7 @@ def program(nursery, tmp_path_factory):
             errors=str(errors),
             flags=[str(word) for word in arguments],
             environment=environment,
+            folder=str(within),
         )
         code = nursery.run(made)
         return subprocess.CompletedProcess(made.flags, code, out.read_text(), errors.read_text())

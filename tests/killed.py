@@ -62,6 +62,7 @@ class Run:
         scratch: TMPDIR.
         log: what it prints; ``log`` + ``.started`` lists the rows whose work began, ``.report`` its report.
         errors: what it prints to standard error, where that is to be told apart.
+        folder: where it is run.
         values: settings over those of ``folders.small``.
         setup: ``module:function`` called first, with ``argument``.
     """
@@ -78,6 +79,7 @@ class Run:
     argument: Any = None
     environment: dict[str, str] = field(default_factory=dict)
     errors: str = ""
+    folder: str = ""
 
 
 def resolve(where: str) -> tuple[Any, str]:
@@ -200,7 +202,8 @@ def become(run: Run) -> None:
                 os.dup2(errors.fileno(), 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         Path(run.scratch).mkdir(exist_ok=True)
-        os.environ.update(TMPDIR=run.scratch, **run.environment)
+        os.environ.update({"TMPDIR": run.scratch, **run.environment})
+        os.chdir(run.folder or HERE.parent)
         tempfile.tempdir = None
         # Whoever runs the tests in the background of a shell has this signal ignored, and so would this process.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -222,7 +225,12 @@ def serve() -> None:
     for module in ("line", "gc", "rendering", "why", "plan", "verify", "previews"):
         importlib.import_module(f"pipelines.{module}")
     # What a run imports later; pyarrow takes pandas where there is one.
-    for module in ("transformers.models.dinov2_with_registers.modeling_dinov2_with_registers", "PIL.Image", "pandas"):
+    for module in (
+        "dagster._cli",
+        "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers",
+        "PIL.Image",
+        "pandas",
+    ):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     for line in sys.stdin:
@@ -274,9 +282,10 @@ class Nursery:
         """End."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
         self._process.stdout.close()
 
 
 if __name__ == "__main__":
     serve()
+    os._exit(0)  # all that it has imported need not be taken apart

@@ -11,7 +11,9 @@ import tarfile
 import time
 from pathlib import Path
 
+import dagster as dg
 import pytest
+from code_location import load
 from hub_server import HubServer, commit_of
 from PIL import Image
 from webdataset_tars import read_back
@@ -413,21 +415,15 @@ def test_two_workers_of_a_ray_cluster_bring_the_tars(tmp_path, hub):
     assert (report.count("computed"), lying(settings)) == (5, flat(LONG, TARS))
 
 
-def test_the_ui_shows_the_hubs_tars_where_they_are_named(tmp_path, hub):
+def test_the_ui_shows_the_hubs_tars_where_they_are_named(tmp_path, monkeypatch, hub):
     preset = tmp_path / "settings.json"
     preset.write_text(settings_of(tmp_path).model_dump_json())
-    program = """
-import dagster as dg
-from assets_defs.image_text import ASSETS, CHECKS
-from assets_defs.resources import Compute
-done = dg.materialize([*ASSETS, *CHECKS], resources={"compute": Compute()})
-(event,) = done.asset_materializations_for_node("image_text")
-assert (event.metadata["dagster/row_count"].value, event.metadata["pairs"].value) == (5, 15)
-assert all(check.passed for check in done.get_asset_check_evaluations())
-"""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GAP3D_")}
-    environment |= {"GAP3D_PRESET": str(preset), "DAGSTER_HOME": ""}
-    command = [sys.executable, "-c", program]
-    told = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr[-3000:]
+    load(monkeypatch, {"GAP3D_PRESET": str(preset)})
+    from assets_defs.image_text import ASSETS, CHECKS
+    from assets_defs.resources import Compute
+
+    done = dg.materialize([*ASSETS, *CHECKS], resources={"compute": Compute()})
+    (event,) = done.asset_materializations_for_node("image_text")
+    assert (event.metadata["dagster/row_count"].value, event.metadata["pairs"].value) == (5, 15)
+    assert all(check.passed for check in done.get_asset_check_evaluations())
     assert lying(settings_of(tmp_path)) == flat(LONG, TARS)
