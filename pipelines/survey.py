@@ -153,7 +153,8 @@ def measure(
         return
     grid = tuple(found.layout["grid"])
     kinds = {
-        name: TokenStatistics(name, grid if name == "patches" else None) for name in ("cls", "registers", "patches")
+        name: TokenStatistics(name, grid if name == "patches" else None, found.layout[name]["dtype"])
+        for name in ("cls", "registers", "patches")
     }
     for batch in dataset_index.batches(store, found.measured):
         kinds["cls"].add(batch.cls[:, None])
@@ -163,11 +164,7 @@ def measure(
             each(batch.keys, batch.patches)
         tell(len(batch.keys))
     found.kinds = [kind for kind in kinds.values() if kind.tokens]
-    coarse = found.layout["patches"]["dtype"] == "int8"
-    found.findings = [
-        health.one_encoder([said for said, _ in found.made_by]),
-        *health.findings(found.kinds, health.COARSE if coarse else health.TOLERANCE),
-    ]
+    found.findings = [health.one_encoder([said for said, _ in found.made_by]), *health.findings(found.kinds)]
 
 
 def survey(store: Store, settings: Settings, bounds: Bounds) -> Survey:

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gap3d import gc, manifest
-from gap3d.audit import Audit, Statistics, audit, compare_with_source, round_off
+from gap3d.audit import Audit, Statistics, audit, compare_with_source
 from gap3d.features.tokens import TORCH_DTYPES, targets_from_prenorm
+from gap3d.moments import round_off
 from gap3d.parts import PartWriter
 from pipelines import catalog, targets, verify
 from pipelines.command import open_store

@@ -10,6 +10,7 @@ STYLES = ("elements.css", "atlas/atlas.css")
 SCRIPTS = ("elements.js", "atlas/charts.js", "atlas/atlas.js")
 SOURCES = (
     "dataset_index.py",
+    "moments.py",
     *(
         f"atlas/{name}.py"
         for name in (
