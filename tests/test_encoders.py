@@ -24,6 +24,7 @@ from gap3d.features.encoders import (
     identity,
     layout_of,
     load_encoder,
+    warn_untrained,
 )
 from gap3d.features.families import DINOV2_WITH_REGISTERS, DINOV3
 from gap3d.features.precision import deviations
@@ -210,10 +211,12 @@ def test_a_filled_up_pass_changes_nothing(small, monkeypatch):
 
 
 @BOTH
-def test_random_weights_say_so_loudly(settings, caplog):
+def test_random_weights_say_so_loudly_and_once(settings, caplog):
+    warn_untrained.cache_clear()
     with caplog.at_level(logging.WARNING):
         encoder = load_encoder(settings, device="cpu")
-    assert any(UNTRAINED in record.getMessage() for record in caplog.records)
+        load_encoder(settings, device="cpu")
+    assert [UNTRAINED in record.getMessage() for record in caplog.records] == [True]
     assert encoder.trained is False
     assert encoder.label == encoder.description["label"] == "UNTRAINED random weights"
 
