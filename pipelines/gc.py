@@ -7,7 +7,7 @@ from gap3d.records import SystemicFault
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines import dataset
-from pipelines.command import open_store, parse, parser, say, sentences
+from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
 from pipelines.fetcher import KIND, SCRATCH
 
 STILL = "of this store has them too: give it the deny-list, run its line, then its gc"
@@ -65,6 +65,7 @@ def main() -> None:
     known, settings = parse(made)
     with sentences(made):
         store, told = open_store(settings), list[str]()
+        require_catalog(store, or_tars=True)
         if not known.dry_run:
             told = erase(store, settings)
             say(*told)

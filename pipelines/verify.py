@@ -33,8 +33,7 @@ def main() -> None:
     _, settings = parse(made)
     with sentences(made):
         store = open_store(settings)
-        if not any(store.shard(stage, ALL).exists() for stage in TAR_STAGES):
-            require_catalog(store)
+        require_catalog(store, or_tars=True)
         parts, damaged = 0, []
         for stage in (*STAGES, images.STAGE, *TAR_STAGES):
             for shard in [ALL] if stage in ("dataset", *TAR_STAGES) else store.shards:

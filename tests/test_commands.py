@@ -251,7 +251,9 @@ def test_verify_finds_a_flipped_bit_and_says_how_to_mend_it(walked, tmp_path, pr
     assert f"rm -r {part.parent}" in told.stderr
 
 
-@pytest.mark.parametrize("module", ["pipelines.plan", "pipelines.previews", "pipelines.verify", "pipelines.why"])
+@pytest.mark.parametrize(
+    "module", ["pipelines.plan", "pipelines.previews", "pipelines.verify", "pipelines.why", "pipelines.gc"]
+)
 def test_a_misspelt_collection_is_a_sentence_and_no_traceback(tmp_path, module, program):
     (Store(tmp_path, "tables", shards=4).folder / "catalog").mkdir()
     Store(tmp_path, "tabels", shards=4)
