@@ -13,6 +13,8 @@ from killed import Nursery, Run
 from processes import alive, mentioning, wait_for
 from remains import new_run
 
+from render.job import Model
+
 
 @pytest.fixture
 def ray_folder():
@@ -20,6 +22,13 @@ def ray_folder():
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield folder
         wait_for(lambda: not alive(mentioning(folder)), 10, "every process of Ray has ended")
+
+
+@pytest.fixture
+def triangle(tmp_path):
+    """An object of one triangle."""
+    (tmp_path / "triangle.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0.5\nf 1 2 3\n")
+    return Model(tmp_path, "triangle.obj", "obj")
 
 
 @pytest.fixture(scope="session")
