@@ -171,6 +171,15 @@ def load(
     return DatasetIndex(place, pa.concat_tables(tables, promote_options="permissive"), split, splits)
 
 
+def places(collection: Store | Path | str, split: str | None = None) -> Places:
+    """Where the targets of a collection lie, with captions; of the index no other column is kept.
+
+    Raises:
+        ValueError: there is no index, or it is damaged, or it has no row of that split.
+    """
+    return load(collection, split, (*DESCRIBED, *LYING)).places()
+
+
 def sample(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
     """At most so many of the rows, drawn without order, in the order in which they come here."""
     if len(rows) <= most:
@@ -231,7 +240,7 @@ def cls_of(store: Store, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tenso
     Raises:
         OSError, ValueError: see ``batches``.
     """
-    places = {row.key: index for index, row in enumerate(rows)}
+    order = {row.key: index for index, row in enumerate(rows)}
     for (shard, part), found in by_part(rows).items():
         wanted = {row.target_row: row.key for row in found}
         start = 0
@@ -244,4 +253,4 @@ def cls_of(store: Store, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tenso
                 start += len(table)
                 numbers = np.array(table.column("cls").flatten(), dtype=np.float32).reshape(len(table), -1)
                 if here:
-                    yield [places[keys[offset]] for offset in here], torch.from_numpy(numbers[here])
+                    yield [order[keys[offset]] for offset in here], torch.from_numpy(numbers[here])

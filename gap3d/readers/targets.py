@@ -8,7 +8,7 @@ from typing import Any
 
 from gap3d import dataset_index
 from gap3d.dataset import KINDS, DamagedPart, RowGroup, TargetPart
-from gap3d.dataset_index import DESCRIBED, LYING, Places
+from gap3d.dataset_index import Places
 from gap3d.features.tokens import TORCH_DTYPES
 from gap3d.readers.batches import TargetSample
 from gap3d.readers.order import Place
@@ -38,7 +38,7 @@ class TargetDataset(ShuffledDataset):
     def __init__(
         self, collection: Store | Path | str, split: str | None = None, *, verify: bool = False, **options: Any
     ) -> None:
-        self.index = dataset_index.load(collection, split, (*DESCRIBED, *LYING)).places()
+        self.index = dataset_index.places(collection, split)
         self.verify = verify
         super().__init__(self.index.blocks(), self.index.digest, **options)
 
