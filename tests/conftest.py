@@ -8,12 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from folders import run_line, small, write_objects
 from killed import Nursery, Run
 from processes import alive, mentioning, wait_for
 from remains import new_run
 
+from gap3d.settings import Limits
 from render.job import Model
+from render.worker import Blender
 
 
 @pytest.fixture
@@ -29,6 +32,22 @@ def triangle(tmp_path):
     """An object of one triangle."""
     (tmp_path / "triangle.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0.5\nf 1 2 3\n")
     return Model(tmp_path, "triangle.obj", "obj")
+
+
+@pytest.fixture(scope="session")
+def blender(tmp_path_factory):
+    """A Blender for whatever lies below the tests' folder."""
+    with Blender(Limits(), threads=2, trees=tmp_path_factory.getbasetemp()) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small models gain nothing from a second one, and wait for it where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -38,14 +38,7 @@ SMALL = TargetSettings(encoder="random-small", image_size=70)
 ROTARY = TargetSettings(encoder="random-small-dinov3", image_size=80)
 BOTH = pytest.mark.parametrize("settings", [SMALL, ROTARY], ids=["dinov2", "dinov3"])
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Such small models gain nothing from a second one, and wait for it where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pixels(count, side=70, seed=0):
