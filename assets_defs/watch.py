@@ -43,8 +43,8 @@ def watch_source(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 @dg.sensor(
     target=dg.AssetSelection.assets("images"),
     minimum_interval_seconds=30,
-    description="Makes the images of a shard when a tar or file of it changed and then stayed as it is from one tick "
-    "to the next. Reads names, sizes and times only.",
+    description="Makes the images of a shard when a tar or file of it, or the deny-list, changed and then stayed as it "
+    "is from one tick to the next. Reads names, sizes and times only.",
 )
 def watch_images(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """See the description. The cursor has what each shard looked like at the last tick, and when last requested."""
@@ -53,7 +53,12 @@ def watch_images(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         found = listed(SETTINGS, shards)
     except (ValueError, OSError, SystemicFault) as error:  # a disk that is not mounted
         return dg.SensorResult(skip_reason=str(error))
-    now = {shard: digest_of([[images.shown(each.place), each.stamp] for each in found[shard]]) for shard in shards}
+    rules = SETTINGS.catalog.denied
+    told = [look([rules])] if rules is not None and rules.exists() else []
+    now = {
+        shard: digest_of([*([images.shown(each.place), each.stamp] for each in found[shard]), *told])
+        for shard in shards
+    }
     before, requested = json.loads(context.cursor) if context.cursor else ({}, {})
     changed = [shard for shard in shards if now[shard] != requested.get(shard)]
     due = [shard for shard in changed if now[shard] == before.get(shard)]

@@ -22,9 +22,10 @@ from PIL import Image
 
 from benchmarks.parts import LAYOUT
 from gap3d import schemas
-from gap3d.audit import Audit, Statistics, look_at_tokens, round_off
+from gap3d.audit import Audit, Statistics, look_at_tokens
 from gap3d.exports.webdataset import Pictures
 from gap3d.features.tokens import targets_from_prenorm
+from gap3d.moments import round_off
 from gap3d.records import Outcome
 from gap3d.settings import ComputeSettings, Limits
 from gap3d.store import ALL, Store

@@ -1,8 +1,4 @@
-"""Whether a dataset is what its stages say: the index against catalog and targets, and the numbers of the tokens.
-
-A target is a layer norm without affine (specification 3): each token has mean 0 and variance 1, up to the number format
-that it is stored in. What is not finite, or drifts, shows without the encoder.
-"""
+"""Whether a dataset is what its stages say: the index against catalog and targets, and the numbers of the tokens."""
 
 import json
 import math
@@ -12,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
 from gap3d.dataset import read_part
 from gap3d.manifest import LedgerRow, Manifest
+from gap3d.moments import moments, round_off, sound
 from gap3d.records import Status
 from gap3d.schemas import STAGES
 from gap3d.store import ALL, Store
@@ -28,20 +24,6 @@ HEAD = (
     *("tokens", "rows", "number", "|mean| max", "variance min", "mean", "max", "norm", "not finite"),
     "rows that are no targets",
 )
-LEAST_VARIANCE = 0.99  # the norm's eps takes more only of tokens that were nearly constant
-
-
-def round_off(kind: str, width: int) -> float:
-    """Greatest error of a stored number, as a share of the root mean square of its token.
-
-    Args:
-        kind: number format; int8 is symmetric with a scale per token, a token's greatest number is at most sqrt(width)
-            times its root mean square, and it is read as float16.
-        width: channels.
-    """
-    if kind == "int8":
-        return math.sqrt(width) / 254 + round_off("float16", width)
-    return torch.finfo(getattr(torch, kind)).eps / 2
 
 
 @dataclass
@@ -50,7 +32,7 @@ class Statistics:
 
     Attributes:
         kind: cls, registers or patches.
-        bound: see ``round_off``.
+        bound: see ``moments.round_off``.
     """
 
     kind: str
@@ -66,25 +48,18 @@ class Statistics:
 
     def add(self, keys: list[str], tokens: Tensor) -> None:
         """Take tokens [B, N, C] of rows with these keys."""
-        values = tokens.float()
-        # A fifth of var_mean's time; nothing cancels, for a mean is near 0 or found.
-        mean, norm = values.mean(dim=-1), torch.linalg.vector_norm(values, dim=-1)
-        variance = norm**2 / values.shape[-1] - mean**2
-        finite = torch.isfinite(variance)
-        # sum (x + e)^2 / C of a unit token lies within 1 +- (2 bound + bound^2) where |e| <= bound * rms
-        slack = 2 * self.bound + self.bound**2 + 1e-5
-        good = finite & (mean.abs() <= self.bound + 1e-5)
-        good &= (variance <= 1 + slack) & (variance >= LEAST_VARIANCE - slack)
+        seen = moments(tokens)
+        good, finite = sound(self.bound).holds(seen), seen.finite
         self.strange |= {keys[i]: None for i in (~good).any(dim=-1).nonzero()[:, 0].tolist()}
         self.rows += len(keys)
         self.tokens += finite.numel()
         self.not_finite += int((~finite).sum())
         if finite.any():
-            of = variance[finite]
-            self.drift = max(self.drift, float(mean[finite].abs().max()))
+            of = seen.variance[finite]
+            self.drift = max(self.drift, float(seen.mean[finite].abs().max()))
             self.variance = (min(self.variance[0], float(of.min())), max(self.variance[1], float(of.max())))
-            self.variances += float(of.double().sum())
-            self.norms += float(norm[finite].double().sum())
+            self.variances += float(of.sum())
+            self.norms += float(seen.norm[finite].double().sum())
 
     def line(self) -> tuple[str, ...]:
         """A line of the table."""

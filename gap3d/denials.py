@@ -26,6 +26,11 @@ class Denial:
     licence: str
     reason: str
 
+    @property
+    def line(self) -> str:
+        """What it names."""
+        return self.object or f"licence {self.licence}"
+
 
 def read_denials(path: Path) -> list[Denial]:
     """The lines of a deny-list.
@@ -50,6 +55,28 @@ def read_denials(path: Path) -> list[Denial]:
             raise ValueError(f"{path} line {number}: name either an object or a licence")
         found.append(denial)
     return found
+
+
+@dataclass(frozen=True)
+class DenyList:
+    """What a deny-list says of an image, which has its row beside others of its tar."""
+
+    denials: Sequence[Denial]
+
+    def of(self, names: Sequence[str], licence: str) -> Denial | None:
+        """The first line that denies what has these names: its id, identifier and sha256."""
+        return next(
+            (
+                denial
+                for denial in self.denials
+                if denial.object in names or (denial.licence and matches(licence, [denial.licence]))
+            ),
+            None,
+        )
+
+    def says(self, line: str) -> bool:
+        """Whether it still has a line (``Denial.line``)."""
+        return any(denial.line == line for denial in self.denials)
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

@@ -155,8 +155,7 @@ class Stream:
 
 def tar_members(file: Any, stream: Stream) -> Iterator[Member]:
     """What the headers of a TarFile describe."""
-    while (info := file.next()) is not None:
-        file.members = []  # it would keep every one
+    for info in headers(file):
         if info.isdir():
             continue
         if info.isreg():
@@ -168,6 +167,19 @@ def tar_members(file: Any, stream: Stream) -> Iterator[Member]:
         else:
             yield Member(name=info.name, refusal="no regular file")
     end_mark(stream)
+
+
+def headers(file: Any) -> Iterator[tarfile.TarInfo]:
+    """What the headers of a TarFile say, one after another.
+
+    Raises:
+        ReadError: one says that the next lies at or before it: tarfile would go round for ever.
+    """
+    while (info := file.next()) is not None:
+        file.members = []  # it would keep every one
+        if file.offset <= info.offset:
+            raise tarfile.ReadError(f"the header of {info.name!r} leads back")
+        yield info
 
 
 def end_mark(stream: Stream) -> None:

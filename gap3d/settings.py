@@ -88,7 +88,8 @@ class CatalogSettings(Section):
     held_out: tuple[Path, ...] = ()
     """Tables with a column sha256 (Toys4K's): those bytes never take part."""
     denied: Path | None = None
-    """CSV with columns object, licence, reason: takedowns; an object is named by id, identifier or sha256."""
+    """CSV with columns object, licence, reason: takedowns; an object or image is named by id, identifier or
+    sha256."""
 
     @model_validator(mode="after")
     def shards_are_a_power_of_two(self) -> "CatalogSettings":

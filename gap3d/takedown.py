@@ -34,7 +34,8 @@ SOURCES = (
     "unknown",
 )  # that an identifier is of
 DENIED = "denied: "  # how the reason of such a row begins
-COLUMNS = {"catalog": ("key", "identifier", "sha256", "licence"), "downloads": ("key", "files")}
+LISTED = ("key", "identifier", "sha256", "licence")
+COLUMNS = {"catalog": LISTED, "images": LISTED, "downloads": ("key", "files")}
 BATCH = "batch.json"
 TEXTS = ("*.csv", "*.html", "*.json")
 
@@ -61,10 +62,13 @@ class Erased:
 def denied(store: Store) -> dict[str, str]:
     """Reason by object_id, of everything that the committed catalog left out as denied, or held before and denies now.
 
-    An object that its source does not list any more has no row in the catalog, and may have bytes everywhere.
+    An object that its source does not list any more has no row in the catalog, and may have bytes everywhere. Of a
+    collection of images, its images stand for the catalog.
     """
     found: dict[str, str] = {}
     for shard in store.shards:
+        images = store.manifest("images", shard).rows.values()
+        found |= {row.key.partition("/")[0]: row.reason for row in images if row.reason.startswith(DENIED)}
         table = store.left_out(store.manifest("catalog", shard)).select(["key", "reason"])
         rows = zip(*(table.column(name).to_pylist() for name in ("key", "reason")), strict=True)
         found |= {key: reason for key, reason in rows if reason.startswith(DENIED)}
@@ -89,7 +93,7 @@ def forgotten(store: Store, denials: Sequence[Denial]) -> dict[str, str]:
     present: set[str] = set()
     listed: set[str] = set()
     for folder, held in shard_folders(store):
-        if held.stage == "catalog":
+        if held.stage in ("catalog", "images"):
             listed |= {key for key, row in held.rows.items() if row.part}
         for path in parts_of(folder, held):
             names = pq.read_schema(path).names

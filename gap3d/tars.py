@@ -13,7 +13,7 @@ from typing import Any
 
 from gap3d import temporary
 from gap3d.blobs import sha256_of
-from gap3d.members import DAMAGED, Stream, end_mark
+from gap3d.members import DAMAGED, Stream, end_mark, headers
 from gap3d.parts import TEMPORARY, fsync_path
 from gap3d.records import Failure, Status, SystemicFault
 from gap3d.store import free_bytes
@@ -127,19 +127,6 @@ def samples(path: Path) -> Iterator[Sample]:
 def names(file: Any) -> Iterable[str]:
     """Names of a tar's files."""
     return (info.name for info in headers(file) if info.isreg())
-
-
-def headers(file: Any) -> Iterator[tarfile.TarInfo]:
-    """What the headers of a TarFile say, one after another.
-
-    Raises:
-        ReadError: one says that the next lies at or before it: tarfile would go round for ever.
-    """
-    while (info := file.next()) is not None:
-        file.members = []  # it would keep every one
-        if file.offset <= info.offset:
-            raise tarfile.ReadError(f"the header of {info.name!r} leads back")
-        yield info
 
 
 def write(path: Path, samples: Iterable[Mapping[str, Any]]) -> str:

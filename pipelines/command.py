@@ -20,6 +20,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from gap3d.lease import LeaseHeld
 from gap3d.records import SystemicFault
+from gap3d.schemas import GENERATED_STAGES, TAR_STAGES
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines.job import NotReady
@@ -196,8 +197,15 @@ def sentences(made: argparse.ArgumentParser) -> Iterator[None]:
         made.exit(130, f"{made.prog}: stopped; finished rows are kept, run it again to go on\n")
 
 
-def require_catalog(store: Store) -> None:
-    """Raises NotReady for a collection with neither a catalog nor images, such as a misspelt one."""
+def require_catalog(store: Store, *, or_without: bool = False) -> None:
+    """Raises NotReady for a collection with neither a catalog nor images, such as a misspelt one.
+
+    Args:
+        store: the collection.
+        or_without: a collection of image-text tars, or of token sets that were generated, needs neither.
+    """
+    if or_without and any((store.folder / stage).exists() for stage in (*TAR_STAGES, GENERATED_STAGES[0])):
+        return
     firsts = ("catalog", "images")
     if not any(all(store.manifest(stage, shard).complete for shard in store.shards) for stage in firsts):
         heads = store.root.glob("*/collection.json")

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from gap3d.dataset_index import Row
 from gap3d.exports import folders, huggingface, trellis, webdataset
 from gap3d.exports import rows as exported
 from gap3d.exports.card import card
@@ -31,7 +32,7 @@ from pipelines.command import open_store, parse, parser, require_catalog, say, s
 from pipelines.progress import progress
 
 MIB = 1 << 20
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Row]
 Planned = tuple[Record, Mapping[str, Rows]]
 
 
@@ -87,7 +88,7 @@ def export_trellis(store: Store, folder: Path, kind: trellis.Kind) -> str:
 def export_webdataset(store: Store, folder: Path, made: webdataset.Pictures, most: int = 512 * MIB) -> str:
     """Image-text tars; what was done, in words."""
     index = exported.indexed(store)
-    chosen = {place: [row for row in rows if row["captions"]] for place, rows in index.items()}
+    chosen = {place: [row for row in rows if row.captions] for place, rows in index.items()}
     left = sum(map(len, index.values())) - sum(map(len, chosen.values()))
     plans = {
         shard: webdataset.planned(store, shard, by_split, made, most) for shard, by_split in by_shard(chosen).items()
@@ -160,7 +161,7 @@ def write_pieces(
         for shard in store.shards:  # one that has no rows any more had some, perhaps
             record, _ = plans.get(shard, (Record(kind, store.collection, shard, {}), {}))
             work += [(shard, piece) for piece in due(folder, record)]
-        wanted = [(shard, [row["key"] for row in plans[shard][1][piece.path]]) for shard, piece in work]
+        wanted = [(shard, [row.key for row in plans[shard][1][piece.path]]) for shard, piece in work]
         room(store, folder, wanted, ("renders", "targets") if tokens else ("renders",))
         with progress(total=sum(len(keys) for _, keys in wanted), desc="export", unit="image") as bar:
             for shard, piece in work:

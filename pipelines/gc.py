@@ -7,9 +7,10 @@ from gap3d.records import SystemicFault
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines import dataset
-from pipelines.command import open_store, parse, parser, say, sentences
+from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
 from pipelines.fetcher import KIND, SCRATCH
 
+YOURS = "  the images themselves lie in tars or in a folder, which are yours to change"
 STILL = "of this store has them too: give it the deny-list, run its line, then its gc"
 
 
@@ -38,6 +39,7 @@ def erase(store: Store, settings: Settings) -> list[str]:
         f"takedown: {len(objects)} objects denied; {len(done.parts)} parts and {len(done.files)} files erased",
         *(f"  {name}" for name in done.parts),
         *(f"  {path}" for path in done.files),
+        *([YOURS] if any(store.shard("images", shard).exists() for shard in store.shards) else []),
         *(
             f"  {folder}: these files held other objects too: run `python -m pipelines.export --out {folder}` "
             "as before to have them again"
@@ -69,6 +71,7 @@ def main() -> None:
     known, settings = parse(made)
     with sentences(made):
         store, told = open_store(settings), list[str]()
+        require_catalog(store, or_without=True)
         if not known.dry_run:
             told = erase(store, settings)
             say(*told)

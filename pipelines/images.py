@@ -14,7 +14,8 @@ from typing import Any
 if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
     sys.path.pop(0)
 
-from gap3d import fingerprints, images
+from gap3d import fingerprints, images, takedown
+from gap3d.denials import DenyList, read_denials
 from gap3d.images import STAGE, Source
 from gap3d.manifest import LedgerRow
 from gap3d.records import Outcome, Status, SystemicFault
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 FILES_AT_ONCE = 256  # image files that a worker takes at once; tars it takes one by one
 DEADLINE_S = 3600.0  # a tar of any size is read in less
+OF_A_ROW = {"rows", "row", "denied"}  # inputs that say nothing of how a tar or file was read
 COMMITS = {"flush_rows": 1 << 30}  # by time alone: rows are small, and come by the thousand
 
 
@@ -133,9 +135,9 @@ class ShardRun:
     left: int = 0
     seconds: float = 0.0
 
-    def take(self, outcome: Outcome, settings: Settings) -> None:
+    def take(self, outcome: Outcome, settings: Settings, denied: DenyList) -> None:
         """Write a row, unless it stands there."""
-        outcome = dressed(outcome, settings)
+        outcome = dressed(outcome, settings, denied)
         content = fingerprints.digest_of([outcome.status, outcome.reason, outcome.data])
         inputs = {**(outcome.inputs or {}), "row": content}
         self.keys.add(outcome.key)
@@ -148,7 +150,7 @@ class ShardRun:
 
 
 def standing(
-    store: Store, writer: ShardWriter, shard: str, sources: Sequence[Source], settings: Settings
+    store: Store, writer: ShardWriter, shard: str, sources: Sequence[Source], settings: Settings, denied: DenyList
 ) -> tuple[list[Source], list[Outcome]]:
     """(tars or files that have to be read, rows of the others as they are in force).
 
@@ -163,7 +165,8 @@ def standing(
         wanted = reading(source, settings)
         known = by_place[wanted["place"]]
         whole = bool(known) and all(row.inputs["rows"] == str(len(known)) for row in known)
-        same = all({name: row.inputs[name] for name in set(row.inputs) - {"rows", "row"}} == wanted for row in known)
+        same = all({name: row.inputs[name] for name in set(row.inputs) - OF_A_ROW} == wanted for row in known)
+        same &= all(denied.says(row.inputs["denied"]) for row in known if "denied" in row.inputs)
         if source.stamp and same and whole and not any(row.needs(None, settings.limits) for row in known):
             kept += [in_force(row, data.get(row.key)) for row in known]
             continue
@@ -193,6 +196,8 @@ def run(settings: Settings, shards: Sequence[str]) -> Report:
     section = settings.images
     store.save_settings(STAGE, fingerprints.settings_digest(section), section.model_dump(mode="json"))
     sources = listed(settings, shards)
+    denied = DenyList(read_denials(settings.catalog.denied) if settings.catalog.denied else [])
+    takedown.note_denials(store, denied.denials)
     reports: dict[str, ShardReport] = {}
     with ExitStack() as stack:
         runs: dict[str, ShardRun] = {}
@@ -203,9 +208,9 @@ def run(settings: Settings, shards: Sequence[str]) -> Report:
                 store.writer(STAGE, shard, IMAGES, settings.compute.model_copy(update=COMMITS), settings.limits)
             )
             active = runs[shard] = ShardRun(writer, leases)
-            due, kept = standing(store, writer, shard, sources[shard], settings)
+            due, kept = standing(store, writer, shard, sources[shard], settings, denied)
             for outcome in kept:
-                active.take(outcome, settings)
+                active.take(outcome, settings, denied)
             size = 1 if section.kind == "tars" else FILES_AT_ONCE
             batches = [due[start : start + size] for start in range(0, len(due), size)]
             items += [(shard, batch) for batch in batches]
@@ -215,13 +220,26 @@ def run(settings: Settings, shards: Sequence[str]) -> Report:
         for shard, outcomes in read(items, settings):
             active = runs[shard]
             for outcome in outcomes:
-                active.take(outcome, settings)
+                active.take(outcome, settings, denied)
             active.left -= 1
             if not active.left:
                 reports[shard] = finish(active, shard)
+    if set(shards) == set(store.shards):
+        tell_idle(store, denied)
     for report in reports.values():
         report.prove()
     return Report(shards=tuple(reports[shard] for shard in shards), wall_s=time.monotonic() - started)
+
+
+def tell_idle(store: Store, denied: DenyList) -> None:
+    """Name a line of the deny-list that denies nothing."""
+    held = [store.manifest(STAGE, shard).rows.values() for shard in store.shards] if denied.denials else []
+    met = {row.inputs.get("denied") for rows in held for row in rows}
+    if idle := [denial.line for denial in denied.denials if denial.line not in met]:
+        log.warning(
+            "%d of %d lines of the deny-list name no image that is listed, e.g. %s: a typing error denies nothing",
+            *(len(idle), len(denied.denials), idle[0]),
+        )
 
 
 def read(items: Sequence[tuple[str, list[Source]]], settings: Settings) -> Iterator[tuple[str, list[Outcome]]]:
@@ -249,10 +267,15 @@ def broken(source: Source, answer: Broken, settings: Settings) -> Outcome:
     return replace(made, log_tail=answer.traceback, inputs={**reading(source, settings), "rows": "1"})
 
 
-def dressed(outcome: Outcome, settings: Settings) -> Outcome:
-    """A row with its split and rank; without a caption, it is left out where the catalog's settings say so."""
+def dressed(outcome: Outcome, settings: Settings, denied: DenyList) -> Outcome:
+    """A row with its split and rank; what is denied is left out, and without a caption where the settings say so."""
     if outcome.data is None:
         return outcome
+    names = (outcome.key.partition("/")[0], outcome.data["identifier"], outcome.data["sha256"])
+    if denial := denied.of(names, outcome.data["licence"]):
+        inputs = {**(outcome.inputs or {}), "denied": denial.line}
+        reason = f"{takedown.DENIED}{denial.reason}"
+        return replace(outcome, status=Status.EXCLUDED, reason=reason, data=None, inputs=inputs)
     if settings.catalog.captioned and not outcome.data["captions"]:
         reason = f"{outcome.data['identifier']}: no caption, and catalog.captioned leaves such images out"
         return replace(outcome, status=Status.NOT_ADMITTED, reason=reason, data=None)

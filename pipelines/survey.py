@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gap3d import entries
-from gap3d.atlas import health, index, pictures
+from gap3d import dataset_index, entries
+from gap3d.atlas import health, pictures
 from gap3d.atlas.health import Finding
 from gap3d.atlas.histogram import Histogram
-from gap3d.atlas.index import Row
 from gap3d.atlas.neighbours import Duplicates, Neighbours, nearest
 from gap3d.atlas.palette import Painting, Palette
 from gap3d.atlas.pca import Components, Covariance
 from gap3d.atlas.statistics import TokenStatistics
+from gap3d.dataset_index import Row
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines import images
@@ -126,8 +126,8 @@ def begin(store: Store) -> Survey:
     """
     if not store.manifest("dataset", ALL).complete:
         raise NotReady(f"collection {store.collection} has no dataset yet: run `python -m pipelines.line` first")
-    rows = index.rows_of(store)
-    makers = index.makers_of(store, rows)
+    rows = dataset_index.load(store).rows()
+    makers = dataset_index.makers_of(store, rows)
     alike = {row.key for said, held in makers if said["tokens"] == makers[0][0]["tokens"] for row in held}
     return Survey(rows, [(said, len(held)) for said, held in makers], [row for row in rows if row.key in alike])
 
@@ -148,14 +148,15 @@ def measure(
         tell: hears how many images were read.
         each: hears of every batch: its keys, and its patches [B, N, C] as they are stored.
     """
-    found.measured = index.sample(found.alike, bounds.measured, bounds.seed)
+    found.measured = dataset_index.sample(found.alike, bounds.measured, bounds.seed)
     if not found.rows:
         return
     grid = tuple(found.layout["grid"])
     kinds = {
-        name: TokenStatistics(name, grid if name == "patches" else None) for name in ("cls", "registers", "patches")
+        name: TokenStatistics(name, grid if name == "patches" else None, found.layout[name]["dtype"])
+        for name in ("cls", "registers", "patches")
     }
-    for batch in index.batches(store, found.measured):
+    for batch in dataset_index.batches(store, found.measured):
         kinds["cls"].add(batch.cls[:, None])
         kinds["registers"].add(batch.registers)
         kinds["patches"].add(batch.patches)
@@ -163,11 +164,7 @@ def measure(
             each(batch.keys, batch.patches)
         tell(len(batch.keys))
     found.kinds = [kind for kind in kinds.values() if kind.tokens]
-    coarse = found.layout["patches"]["dtype"] == "int8"
-    found.findings = [
-        health.one_encoder([said for said, _ in found.made_by]),
-        *health.findings(found.kinds, health.COARSE if coarse else health.TOLERANCE),
-    ]
+    found.findings = [health.one_encoder([said for said, _ in found.made_by]), *health.findings(found.kinds)]
 
 
 def survey(store: Store, settings: Settings, bounds: Bounds) -> Survey:
@@ -178,10 +175,10 @@ def survey(store: Store, settings: Settings, bounds: Bounds) -> Survey:
         OSError, ValueError: a part is gone or damaged.
     """
     found = begin(store)
-    found.compared = index.sample(found.alike, bounds.compared, bounds.seed)
-    found.measured = index.sample(found.alike, bounds.measured, bounds.seed)
-    found.fitted = index.sample(found.measured, bounds.fitted, bounds.seed + 1)
-    found.shown = index.sample(found.fitted, bounds.shown, bounds.seed + 2)
+    found.compared = dataset_index.sample(found.alike, bounds.compared, bounds.seed)
+    found.measured = dataset_index.sample(found.alike, bounds.measured, bounds.seed)
+    found.fitted = dataset_index.sample(found.measured, bounds.fitted, bounds.seed + 1)
+    found.shown = dataset_index.sample(found.fitted, bounds.shown, bounds.seed + 2)
     if not found.rows:
         return found
     work = len(found.measured) + len(found.fitted) + 2 * len(found.compared)
@@ -208,7 +205,7 @@ def pictures_of(store: Store, settings: Settings, rows: Iterable[Row]) -> Iterat
     """(key, encoded picture) of rows of the dataset; rows whose picture is not there any more are left out."""
     shards: dict[str, list[str]] = {}
     for row in rows:
-        shards.setdefault(row.shard, []).append(row.key)
+        shards.setdefault(row.target_shard, []).append(row.key)
     for shard, keys in shards.items():
         if settings.pictures == "images":
             yield from images.pictures(store, settings, shard, keys)
@@ -241,7 +238,7 @@ def paint(
     """The patch tokens of the shown images as colours, on a scale taken from all that the components are fitted to."""
     width = max(1, len(found.looked) * palette.grid[0] * palette.grid[1])
     palette.settle(min(TOUCHED_MOST, max(TOUCHED_LEAST, TOUCHED_BYTES // width)))
-    for batch in index.batches(store, found.fitted):
+    for batch in dataset_index.batches(store, found.fitted):
         for key, tokens in zip(batch.keys, batch.patches, strict=True):
             palette.project(key, tokens, masks[key], paint=key in found.looked)
         tell(len(batch.keys))
@@ -255,7 +252,7 @@ def compare(store: Store, found: Survey, bounds: Bounds, tell: Callable[[int], o
     """Neighbours and near duplicates by CLS."""
     vectors: Tensor | None = None
     covariance = Covariance()
-    for places, tokens in index.cls_of(store, found.compared):
+    for places, tokens in dataset_index.cls_of(store, found.compared):
         if vectors is None:
             vectors = torch.zeros(len(found.compared), tokens.shape[1])
         sound = torch.nan_to_num(tokens, nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,7 +1,6 @@
 """targets: DINOv2 CLS, register and patch tokens of every render, or image. Key: (object_id, view)."""
 
 import importlib.metadata
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
@@ -12,7 +11,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
     sys.path.pop(0)
 
 from gap3d import fingerprints, schemas
-from gap3d.features.encoders import identity, layout_of
+from gap3d.features.encoders import identity, layout_of, warn_untrained
 from gap3d.images import Place
 from gap3d.manifest import Manifest
 from gap3d.records import Outcome, Status
@@ -29,7 +28,6 @@ from pipelines.worker import Resources
 AHEAD = 3  # items at work at an encoder: one in it, one that is decoded, one that is handed over
 BATCH = {"cpu": 4, "gpu": 64}
 PROGRAMS = {"renders": "rendering", "images": "images"}
-log = logging.getLogger(__name__)
 
 
 def make_job(settings: Settings) -> Job:
@@ -38,7 +36,7 @@ def make_job(settings: Settings) -> Job:
     section = settings.targets
     who = identity(section)
     if not who["trained"]:
-        log.warning("%s: the tokens of encoder %r mean nothing", who["label"], section.encoder)
+        warn_untrained(section.encoder)
     layout = layout_of(section)
     digest = fingerprints.settings_digest(section)
     store.save_settings(STAGE, digest, section.model_dump(mode="json"))

@@ -33,9 +33,7 @@ def main() -> None:
     _, settings = parse(made)
     with sentences(made):
         store = open_store(settings)
-        without = [store.shard(stage, ALL) for stage in TAR_STAGES] + [store.folder / GENERATED_STAGES[0]]
-        if not any(folder.exists() for folder in without):  # collections that have no catalog
-            require_catalog(store)
+        require_catalog(store, or_without=True)
         parts, damaged = 0, []
         for stage in (*STAGES, images.STAGE, *GENERATED_STAGES, *TAR_STAGES):
             for shard in [ALL] if stage in ("dataset", *TAR_STAGES) else store.shards:

@@ -1,6 +1,5 @@
 """The Dagster code location of a small collection, and the same stages as programs."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,8 +8,6 @@ from pathlib import Path
 
 import dagster as dg
 from folders import write_box
-
-from pipelines.report import Report
 
 OBJECTS = ("table.obj", "slab.obj", "brick.obj", "cube.obj", "pole.obj")
 """Two objects fall into shard 1, one into each of 0, 2 and 3."""
@@ -86,13 +83,6 @@ def program(settings: dict[str, str], stage: str, *arguments: str, **options) ->
     )
 
 
-def reported(settings: dict[str, str], stage: str, folder: Path, *arguments: str) -> Report:
-    """The report of ``python -m pipelines.<stage>``."""
-    path = folder / f"{stage}.json"
-    program(settings, stage, "--report", str(path), *arguments)
-    return Report.load(path)
-
-
 def digests(settings: dict[str, str]) -> dict[str, str]:
     """Content digest of every committed shard, by stage/shard."""
     from gap3d.store import Store
@@ -100,8 +90,3 @@ def digests(settings: dict[str, str]) -> dict[str, str]:
     store = Store(Path(settings["GAP3D_STORE"]), settings["GAP3D_COLLECTION"], 4)
     places = [path.parent for path in sorted(store.folder.glob("*/*/manifest.parquet"))]
     return {f"{p.parent.name}/{p.name}": store.manifest(p.parent.name, p.name).digest for p in places}
-
-
-def job_names(text: str) -> list[str]:
-    """Submission ids in JSON of the Jobs API."""
-    return [job["submission_id"] for job in json.loads(text)]

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ class Run:
         source: folder of the objects.
         scratch: TMPDIR.
         log: what it prints; ``log`` + ``.started`` lists the rows whose work began, ``.report`` its report.
+        errors: what it prints to standard error, where that is to be told apart.
+        folder: where it is run.
         values: settings over those of ``folders.small``.
         setup: ``module:function`` called first, with ``argument``.
     """
@@ -75,6 +78,8 @@ class Run:
     setup: str = ""
     argument: Any = None
     environment: dict[str, str] = field(default_factory=dict)
+    errors: str = ""
+    folder: str = ""
 
 
 def resolve(where: str) -> tuple[Any, str]:
@@ -156,12 +161,6 @@ def count_work(path: Path) -> None:
 
 def perform(run: Run) -> int:
     """The run itself; the exit code."""
-    from folders import run_line, small
-    from pictures import run_images
-
-    from gap3d import gc
-    from pipelines.command import open_store
-
     if run.setup:
         owner, name = resolve(run.setup)
         getattr(owner, name)(run.argument)
@@ -169,8 +168,15 @@ def perform(run: Run) -> int:
         install(Point(**run.point))
     if run.work not in ("line", "images_line", "gc"):
         sys.argv = [run.work, *run.flags]
+        warnings.filterwarnings("ignore", "'pipelines.*' found in sys.modules", RuntimeWarning)
         runpy.run_module(run.work, run_name="__main__", alter_sys=True)
         return 0
+    from folders import run_line, small
+    from pictures import run_images
+
+    from gap3d import gc
+    from pipelines.command import open_store
+
     settings = small(Path(run.store), Path(run.source), **run.values)
     count_work(Path(f"{run.log}.started"))
     if run.work in ("line", "images_line"):
@@ -191,9 +197,13 @@ def become(run: Run) -> None:
         with Path(run.log).open("a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
+        if run.errors:
+            with Path(run.errors).open("a") as errors:
+                os.dup2(errors.fileno(), 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         Path(run.scratch).mkdir(exist_ok=True)
-        os.environ.update(TMPDIR=run.scratch, **run.environment)
+        os.environ.update({"TMPDIR": run.scratch, **run.environment})
+        os.chdir(run.folder or HERE.parent)
         tempfile.tempdir = None
         # Whoever runs the tests in the background of a shell has this signal ignored, and so would this process.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -212,10 +222,11 @@ def become(run: Run) -> None:
 
 def serve() -> None:
     """Answer requests until standard input ends."""
-    for module in ("line", "gc", "rendering", "aligner"):
+    for module in ("line", "gc", "rendering", "why", "plan", "verify", "previews", "aligner"):
         importlib.import_module(f"pipelines.{module}")
     # What a run imports later; pyarrow takes pandas where there is one.
     for module in (
+        "dagster._cli",
         "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers",
         "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
         "PIL.Image",
@@ -272,9 +283,10 @@ class Nursery:
         """End."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
         self._process.stdout.close()
 
 
 if __name__ == "__main__":
     serve()
+    os._exit(0)  # all that it has imported need not be taken apart

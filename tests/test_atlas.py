@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from gap3d.atlas import neighbours
-from gap3d.atlas.health import COARSE, findings, one_encoder
+from gap3d.atlas.health import findings, one_encoder
 from gap3d.atlas.histogram import Histogram
 from gap3d.atlas.neighbours import nearest
 from gap3d.atlas.pca import RANGE, Colours, Covariance
@@ -34,9 +34,9 @@ def tokens_of(images, count, seed=0, width=WIDTH):
     return normed(raw + random.normal(size=(images, 1, width)))
 
 
-def measured(tokens, grid=None, pieces=(1, 4, 2, 100), name="patches"):
+def measured(tokens, grid=None, pieces=(1, 4, 2, 100), name="patches", kind="float16"):
     """Statistics of tokens that come in uneven pieces."""
-    made = TokenStatistics(name, grid)
+    made = TokenStatistics(name, grid, kind)
     start = 0
     for size in pieces:
         made.add(tokens[start : start + size])
@@ -287,13 +287,17 @@ def test_each_planted_fault_is_found_and_no_other(spoil, finding):
     assert named(findings([measured(spoil(tokens_of(12, 15)).half(), GRID)])) == finding
 
 
-def test_eight_bit_tokens_are_sound_within_their_own_tolerance():
+def test_tokens_are_sound_within_the_bounds_of_their_own_number_format():
     tokens = tokens_of(12, 15)
     tokens[..., 0] = 9  # a loud channel makes the steps of all others coarse
     tokens = normed(tokens)
     scale = tokens.abs().amax(-1, keepdim=True) / 127
-    coarse = measured((tokens / scale).round() * scale, GRID)
-    assert named(findings([coarse], COARSE)) == set()
+    coarse = (tokens / scale).round() * scale
+    assert named(findings([measured(coarse, GRID, kind="int8")])) == set()
+    assert named(findings([measured(coarse, GRID, kind="float16")])) == {
+        "patches: every token has mean 0",
+        "patches: every token has variance 1",
+    }
 
 
 def test_parts_of_two_encoders_are_told_apart():

@@ -9,31 +9,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from folders import run_line, small, write_box, write_objects
+from folders import small, write_box
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gap3d import gc, manifest
-from gap3d.audit import Audit, Statistics, audit, compare_with_source, round_off
+from gap3d.audit import Audit, Statistics, audit, compare_with_source
 from gap3d.features.tokens import TORCH_DTYPES, targets_from_prenorm
+from gap3d.moments import round_off
 from gap3d.parts import PartWriter
 from pipelines import catalog, targets, verify
 from pipelines.command import open_store
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished line: four good boxes and a broken file."""
-    root = tmp_path_factory.mktemp("line")
-    write_objects(root / "objects")
-    run_line(small(root / "store", root / "objects"))
-    return root
-
-
 @pytest.fixture
-def line(finished, tmp_path):
-    """(store, settings, the source's folder) of a copy."""
-    shutil.copytree(finished, tmp_path / "copy")
+def line(walked, tmp_path):
+    """(store, settings, the source's folder) of a copy of a finished line: four good boxes and a broken file."""
+    shutil.copytree(walked[0], tmp_path / "copy")
     settings = small(tmp_path / "copy" / "store", tmp_path / "copy" / "objects")
     return open_store(settings), settings, tmp_path / "copy" / "objects"
 

@@ -1,6 +1,7 @@
 """The pool of workers on several nodes, the cluster files, and the programs as single files."""
 
 import importlib.machinery
+import itertools
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,15 +23,21 @@ from pipelines.job import Item, Row, outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 0.1
+SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 300, "health_check_timeout_ms": 3000}
+"""How soon Ray misses a node that died: by default it looks after five seconds, every three."""
 
 
 class Sleeper:
-    """Answers an item with the node and the process it was done in, and what Ray gave it."""
+    """Answers an item with the node and the process it was done in, and what Ray gave it; at once when ``hurry`` is."""
+
+    def __init__(self, hurry=None):
+        self.hurry = hurry
 
     def process(self, payload):
         import ray
 
-        time.sleep(SECONDS)
+        if not (self.hurry and self.hurry.exists()):
+            time.sleep(SECONDS)
         context = ray.get_runtime_context()
         found = {"node": context.get_node_id(), "process": os.getpid(), "given": context.get_assigned_resources()}
         return [Outcome(key=str(payload), data=found)]
@@ -53,15 +61,16 @@ def nodes():
     ):
         patch.setenv("RAY_TMPDIR", folder)  # names of unix sockets are short
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the workers below are found
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "resources": {"rt_cores": 1}})
+        head = {"num_cpus": 1, "resources": {"rt_cores": 1}, "_system_config": SOON}
+        made = Cluster(initialize_head=True, head_node_args=head)
         ray.init(made.address, log_to_driver=False)
         yield made
         ray.shutdown()
         made.shutdown()
 
 
-def test_a_node_that_joins_is_used_and_one_that_dies_costs_no_item(nodes):
-    pool = cluster.RayPool(Sleeper, cluster.Resources(3), 60)
+def test_a_node_that_joins_is_used_and_one_that_dies_costs_no_item(nodes, tmp_path):
+    pool = cluster.RayPool(partial(Sleeper, tmp_path / "hurry"), cluster.Resources(3), 60)
     items = [f"item {index}" for index in range(100)]
     answers = pool.run(items, str)
     done = [next(answers) for _ in range(5)]
@@ -73,6 +82,8 @@ def test_a_node_that_joins_is_used_and_one_that_dies_costs_no_item(nodes):
     raylet = joined.all_processes["raylet"][0].process.pid
     for process in (raylet, done[-1][1][0].data["process"]):  # a worker lives on for a while without its raylet
         os.kill(process, signal.SIGKILL)
+    done += itertools.islice(answers, 5)
+    (tmp_path / "hurry").touch()
     done += answers
     pool.close()
     assert sorted(item for item, _ in done) == sorted(items)
@@ -214,8 +225,8 @@ def test_a_program_works_as_one_file_in_a_home_of_namesakes_and_as_a_file_here(p
 
 
 def test_in_a_log_progress_is_whole_lines_now_and_then():
-    words = "import time; from pipelines import progress; progress.LINE_S = 0.5\n"
-    words += "for _ in progress.progress(range(100), desc='renders'): time.sleep(0.02)"
+    words = "import time; from pipelines import progress; progress.LINE_S = 0.2\n"
+    words += "for _ in progress.progress(range(100), desc='renders'): time.sleep(0.01)"
     said = subprocess.run([sys.executable, "-c", words], capture_output=True, timeout=60, check=True).stderr.decode()
     lines = said.split("\n")
     assert "\r" not in said

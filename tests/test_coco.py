@@ -6,13 +6,12 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import zipfile
 from dataclasses import asdict
-from pathlib import Path
 
+import dagster as dg
 import pytest
+from code_location import load
 from folders import counters
 from killed import Point, Run
 from pictures import rows_of as image_rows
@@ -24,7 +23,6 @@ from gap3d.store import ALL
 from pipelines import coco
 from pipelines.command import load_settings, open_store
 
-ROOT = Path(__file__).parents[1]
 LICENCES = [{"id": 1, "name": "CC BY", "url": "http://example.org/by"}, {"id": 2, "name": "CC0", "url": "http://zero"}]
 IDS = [139, 9, 285, 632, 724, 776, 785, 802]  # in no order, as in the official file
 TEXTS = {
@@ -328,28 +326,22 @@ def test_a_killed_run_leaves_no_half_tar_and_the_next_one_completes(tmp_path, nu
     assert tars_of(settings) == tars_of(undisturbed)
 
 
-def test_the_ui_shows_it_where_it_is_named_with_a_check_of_every_byte(tmp_path):
+def test_the_ui_shows_it_where_it_is_named_with_a_check_of_every_byte(tmp_path, monkeypatch):
     settings = settings_of(tmp_path, write_folder(tmp_path / "coco"))
     preset = tmp_path / "settings.json"
     preset.write_text(settings.model_dump_json())
-    program = """
-import dagster as dg
-from assets_defs.definitions import defs
-from assets_defs.image_text import ASSETS, CHECKS
-from assets_defs.resources import Compute
-assert {key.to_user_string() for key in dg.Definitions.resolve_asset_graph(defs).get_all_asset_keys()} >= {"coco"}
-done = dg.materialize([*ASSETS, *CHECKS], resources={"compute": Compute()})
-assert done.success
-(event,) = done.asset_materializations_for_node("coco")
-assert event.metadata["dagster/row_count"].value == 8
-assert {check.check_name: check.passed for check in done.get_asset_check_evaluations()} == {
-    "one_row_each": True, "no_internal_errors": True, "tars_intact": True
-}
-"""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GAP3D_")}
-    environment |= {"GAP3D_PRESET": str(preset), "DAGSTER_HOME": ""}
-    told = subprocess.run(
-        [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert told.returncode == 0, told.stderr[-3000:]
+    defs = load(monkeypatch, {"GAP3D_PRESET": str(preset)})
+    from assets_defs.image_text import ASSETS, CHECKS
+    from assets_defs.resources import Compute
+
+    assert {key.to_user_string() for key in dg.Definitions.resolve_asset_graph(defs).get_all_asset_keys()} >= {"coco"}
+    done = dg.materialize([*ASSETS, *CHECKS], resources={"compute": Compute()})
+    assert done.success
+    (event,) = done.asset_materializations_for_node("coco")
+    assert event.metadata["dagster/row_count"].value == 8
+    assert {check.check_name: check.passed for check in done.get_asset_check_evaluations()} == {
+        "one_row_each": True,
+        "no_internal_errors": True,
+        "tars_intact": True,
+    }
     assert len(tars_of(settings)) == 3

@@ -2,7 +2,7 @@
 
 import io
 import json
-import os
+import shutil
 import subprocess
 import sys
 
@@ -40,25 +40,12 @@ STAGES = [
 ]
 
 
-def program(module, *arguments, **environment):
-    """Run a program of the project as a user does."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("GAP3D_")}
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**clean, **environment},
-        timeout=300,
-    )
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    root = tmp_path_factory.mktemp("commands")
-    write_objects(root / "objects")
+def finished(walked, tmp_path_factory):
+    """(root, settings, those as a preset) of a finished line; never changed by a test."""
+    root = walked[0]
     settings = small(root / "store", root / "objects")
-    run_line(settings)
-    path = root / "settings.json"
+    path = tmp_path_factory.mktemp("commands") / "settings.json"
     path.write_text(settings.model_dump_json())
     return root, settings, path
 
@@ -73,7 +60,7 @@ def test_flags_win_over_the_environment_and_it_over_the_preset(tmp_path, monkeyp
     assert settings.views.points == 5000
 
 
-def test_unknown_keys_are_refused_everywhere(tmp_path, monkeypatch):
+def test_unknown_keys_are_refused_everywhere(tmp_path, monkeypatch, program):
     preset = tmp_path / "mine.toml"
     preset.write_text("[renders]\nsample = 3\n")
     with pytest.raises(ValidationError, match="sample"):
@@ -105,20 +92,20 @@ def test_presets_lie_one_over_the_other_and_flags_over_all(monkeypatch):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_program_explains_itself(stage):
+def test_every_program_explains_itself(stage, program):
     told = program(f"pipelines.{stage}", "--help")
     assert told.returncode == 0
     assert "--preset" in told.stdout
     assert "--renders.resolution" in told.stdout
 
 
-def test_an_unknown_shard_is_refused_with_the_ones_there_are(finished):
+def test_an_unknown_shard_is_refused_with_the_ones_there_are(finished, program):
     told = program("pipelines.views", "--preset", finished[2], "--shards", "7")
     assert told.returncode == 2
     assert "0 to 1" in told.stderr
 
 
-def test_a_stage_by_its_program_finds_nothing_left_to_compute(finished, tmp_path):
+def test_a_stage_by_its_program_finds_nothing_left_to_compute(finished, tmp_path, program):
     report = tmp_path / "report.json"
     told = program("pipelines.rendering", "--preset", finished[2], "--report", report)
     assert told.returncode == 0, told.stderr
@@ -150,11 +137,11 @@ def test_a_plan_counts_what_a_run_then_computes(tmp_path):
     assert {plan.stage: plan.compute for plan in make_plan(changed)}["targets"] == 5
 
 
-def test_a_plan_refuses_what_the_disk_cannot_hold(finished):
+def test_a_plan_refuses_what_the_disk_cannot_hold(finished, tmp_path):
     root = finished[0]
-    plans = make_plan(small(root / "store2", root / "objects"))
-    catalog.run(small(root / "store2", root / "objects"))
-    plans = make_plan(small(root / "store2", root / "objects"))
+    settings = small(tmp_path / "store", root / "objects")
+    catalog.run(settings)
+    plans = make_plan(settings)
     needed = sum(plan.bytes for plan in plans)
     assert needed > 0
     assert refusal(plans, needed * 2) == ""
@@ -163,7 +150,7 @@ def test_a_plan_refuses_what_the_disk_cannot_hold(finished):
     assert any("GB" in line for line in lines(plans, finished[1], needed))
 
 
-def test_why_shows_every_stage_and_which_part_of_the_fingerprint_changed(finished):
+def test_why_shows_every_stage_and_which_part_of_the_fingerprint_changed(finished, program):
     root, _, path = finished
     told = program("pipelines.why", "a.obj", "--preset", path, "--renders.samples", "2")
     assert told.returncode == 0, told.stderr
@@ -182,7 +169,7 @@ def test_why_shows_every_stage_and_which_part_of_the_fingerprint_changed(finishe
     assert "like it are broken.glb" in program("pipelines.why", "brokn.glb", "--preset", path).stderr
 
 
-def test_the_command_that_why_names_repeats_the_failure(finished):
+def test_the_command_that_why_names_repeats_the_failure(finished, program):
     told = program("render", finished[0] / "objects" / "broken.glb")
     assert told.returncode == 1
     assert told.stdout.startswith("import_error: ")
@@ -214,7 +201,7 @@ def test_a_contact_sheet_shows_pictures_and_marks_the_chosen_view(finished):
     assert any(red > 200 and 120 < green < 210 and blue < 110 for red, green, blue in colours)  # the lit bar
 
 
-def test_gc_frees_nothing_of_a_finished_collection(finished):
+def test_gc_frees_nothing_of_a_finished_collection(finished, program):
     told = program("pipelines.gc", "--preset", finished[2], "--grace-hours", "0")
     assert told.returncode == 0, told.stderr
     assert "freed 0.0 MB in 0 files" in told.stdout
@@ -226,10 +213,9 @@ def test_a_misspelt_variable_is_refused(monkeypatch):
         load_settings("demo")
 
 
-def test_a_plan_and_the_line_go_on_when_an_object_is_gone(tmp_path):
-    write_objects(tmp_path / "objects")
+def test_a_plan_and_the_line_go_on_when_an_object_is_gone(walked, tmp_path, program):
+    shutil.copytree(walked[0], tmp_path, dirs_exist_ok=True)
     settings = small(tmp_path / "store", tmp_path / "objects")
-    run_line(settings)
     (tmp_path / "objects" / "a.obj").unlink()
     catalog.run(settings)
     assert make_plan(settings)
@@ -247,10 +233,9 @@ def test_an_empty_source_forgets_nothing(finished, tmp_path):
         catalog.run(settings)
 
 
-def test_verify_finds_a_flipped_bit_and_says_how_to_mend_it(tmp_path):
-    write_objects(tmp_path / "objects")
+def test_verify_finds_a_flipped_bit_and_says_how_to_mend_it(walked, tmp_path, program):
+    shutil.copytree(walked[0], tmp_path, dirs_exist_ok=True)
     settings = small(tmp_path / "store", tmp_path / "objects")
-    run_line(settings)
     path = tmp_path / "settings.json"
     path.write_text(settings.model_dump_json())
     assert "0 shards damaged" in program("pipelines.verify", "--preset", path).stdout
@@ -266,8 +251,10 @@ def test_verify_finds_a_flipped_bit_and_says_how_to_mend_it(tmp_path):
     assert f"rm -r {part.parent}" in told.stderr
 
 
-@pytest.mark.parametrize("module", ["pipelines.plan", "pipelines.previews", "pipelines.verify", "pipelines.why"])
-def test_a_misspelt_collection_is_a_sentence_and_no_traceback(tmp_path, module):
+@pytest.mark.parametrize(
+    "module", ["pipelines.plan", "pipelines.previews", "pipelines.verify", "pipelines.why", "pipelines.gc"]
+)
+def test_a_misspelt_collection_is_a_sentence_and_no_traceback(tmp_path, module, program):
     (Store(tmp_path, "tables", shards=4).folder / "catalog").mkdir()
     Store(tmp_path, "tabels", shards=4)
     named = ["a.obj"] if module == "pipelines.why" else []
@@ -306,7 +293,7 @@ def test_a_table_without_captions_is_refused(tmp_path):
         ["--quality.covered", "[0.95, 0.005]"],
     ],
 )
-def test_settings_that_no_picture_can_have_are_refused_at_once(flag):
+def test_settings_that_no_picture_can_have_are_refused_at_once(flag, program):
     told = program("pipelines.rendering", *flag)
     assert told.returncode == 2 and "settings:" in told.stderr
 

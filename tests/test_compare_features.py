@@ -12,7 +12,7 @@ from pipelines.job import NotReady
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """The same three boxes in two collections, with few samples and with more, and a third at another image size."""
+    """The same three boxes with few samples and with more, at another image size, and over more shards."""
     root = tmp_path_factory.mktemp("profiles")
     for index in range(3):
         write_box(root / "objects" / f"{index}.obj", 1.0 + index)
@@ -21,6 +21,7 @@ def stores(tmp_path_factory):
         "coarse": {"renders": {"samples": 1, "denoise": False}},
         "fine": {"renders": {"samples": 64, "denoise": False}},
         "larger": {"targets": {"image_size": 70}},
+        "spread": {"renders": {"samples": 64, "denoise": False}, "catalog": {"shards": 4}},
     }.items():
         settings = small(root / "store", root / "objects", collection=name, **values)
         run_line(settings)
@@ -60,6 +61,22 @@ def test_cosines_are_means_over_the_tokens_of_each_image(stores):
         )
         np.testing.assert_allclose(sorted(values.tolist()), expected, atol=1e-5)
         assert min(expected) < 0.9999  # noise does change the features
+
+
+def test_the_number_of_shards_makes_no_difference(stores):
+    assert len(stores["spread"].shards) == 2 * len(stores["coarse"].shards)
+    expected = compare(stores["coarse"], stores["fine"])
+    for one, other in ((stores["coarse"], stores["spread"]), (stores["spread"], stores["coarse"])):
+        for kind, values in compare(one, other).items():
+            np.testing.assert_allclose(sorted(values.tolist()), sorted(expected[kind].tolist()), atol=1e-6)
+
+
+def test_the_program_compares_collections_of_other_numbers_of_shards(stores, program):
+    store = stores["coarse"]
+    words = ["--preset", "demo", "--store", store.root, "--collection", "coarse", "--catalog.shards", "2"]
+    told = program("pipelines.compare_features", *words, "--other", "spread")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("3 images\n")
 
 
 def test_other_token_counts_are_refused_with_a_sentence(stores):

@@ -24,12 +24,12 @@ from code_location import (
     load,
     materialize,
     metadata,
-    program,
-    reported,
     write_toys,
 )
 from folders import write_box
 from PIL import Image
+
+from pipelines.report import Report
 
 STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")
 SHARDED = ("downloads", "views", "renders", "targets")
@@ -237,18 +237,20 @@ def test_views_and_renders_can_be_materialised_one_without_the_other(fresh, fini
     }
 
 
-def test_the_programs_find_nothing_left_to_do_after_dagster(place):
+def test_the_programs_find_nothing_left_to_do_after_dagster(place, program):
     before = digests(place.settings)
-    said = program(place.settings, "line").stdout
+    said = program("pipelines.line", **place.settings).stdout
     for stage in STAGES:
         assert re.search(rf"^ *{stage}: +5 rows: 5 ok; computed 0$", said, re.MULTILINE), said
-    report = reported(place.settings, "rendering", place.root, "--shards", "1")
+    path = place.root / "report.json"
+    assert program("pipelines.rendering", "--shards", "1", "--report", path, **place.settings).returncode == 0
+    report = Report.load(path)
     assert (report.count("computed"), report.count("found")) == (0, 4)
     assert digests(place.settings) == before
 
 
-def test_dagster_finds_nothing_left_to_do_after_the_programs_and_has_their_digests(fresh, finished):
-    program(fresh.settings, "line")
+def test_dagster_finds_nothing_left_to_do_after_the_programs_and_has_their_digests(fresh, finished, program):
+    assert program("pipelines.line", **fresh.settings).returncode == 0
     assert digests(fresh.settings) == digests(finished.settings)
     materialize(fresh.defs, fresh.instance, "catalog")
     materialize(fresh.defs, fresh.instance, *SHARDED, shard="1")
@@ -290,7 +292,7 @@ def test_the_remedy_that_a_failed_check_names_gives_the_same_content_again(place
     assert digests(place.settings) == before
 
 
-def test_a_known_fault_stays_visible_while_other_shards_are_materialised(place):
+def test_a_known_fault_stays_visible_while_other_shards_are_materialised(place, program):
     def run(shard):
         keys = {dg.AssetCheckKey(dg.AssetKey("renders"), "parts_intact")}
         job = place.defs.resolve_implicit_global_asset_job_def()
@@ -307,7 +309,7 @@ def test_a_known_fault_stays_visible_while_other_shards_are_materialised(place):
     assert later.metadata["shards"].value == "0, 1"
     assert later.metadata["damaged_shards"].value == "1"
     shutil.rmtree(place.root / "store" / "toys" / "renders" / "1")
-    program(place.settings, "rendering", "--shards", "1")
+    assert program("pipelines.rendering", "--shards", "1", **place.settings).returncode == 0
     assert run("0").passed
     assert run("2").metadata["shards"].value == "2"
 

@@ -67,7 +67,8 @@ ILLS = {
 
 
 def test_every_way_to_misbehave_has_its_status_and_its_number_of_tries(museum, site):
-    settings = museum({name: ill for name, (ill, *_) in ILLS.items()}, limits={"object_bytes": 1 << 20})
+    sooner = {"stall_s": 0.7, "object_s": 2.5}
+    settings = museum({name: ill for name, (ill, *_) in ILLS.items()}, sooner, limits={"object_bytes": 1 << 20})
     begun = time.monotonic()
     fetch(settings)
     assert time.monotonic() - begun < 60

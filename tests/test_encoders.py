@@ -24,6 +24,7 @@ from gap3d.features.encoders import (
     identity,
     layout_of,
     load_encoder,
+    warn_untrained,
 )
 from gap3d.features.families import DINOV2_WITH_REGISTERS, DINOV3
 from gap3d.features.precision import deviations
@@ -37,14 +38,7 @@ SMALL = TargetSettings(encoder="random-small", image_size=70)
 ROTARY = TargetSettings(encoder="random-small-dinov3", image_size=80)
 BOTH = pytest.mark.parametrize("settings", [SMALL, ROTARY], ids=["dinov2", "dinov3"])
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Such small models gain nothing from a second one, and wait for it where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pixels(count, side=70, seed=0):
@@ -210,10 +204,12 @@ def test_a_filled_up_pass_changes_nothing(small, monkeypatch):
 
 
 @BOTH
-def test_random_weights_say_so_loudly(settings, caplog):
+def test_random_weights_say_so_loudly_and_once(settings, caplog):
+    warn_untrained.cache_clear()
     with caplog.at_level(logging.WARNING):
         encoder = load_encoder(settings, device="cpu")
-    assert any(UNTRAINED in record.getMessage() for record in caplog.records)
+        load_encoder(settings, device="cpu")
+    assert [UNTRAINED in record.getMessage() for record in caplog.records] == [True]
     assert encoder.trained is False
     assert encoder.label == encoder.description["label"] == "UNTRAINED random weights"
 

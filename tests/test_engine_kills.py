@@ -3,14 +3,12 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from code_location import environment
-from folders import digests, write_objects
+from folders import digests
 from killed import Point
 from processes import alive, blenders, mentioning, wait_for
 from remains import attempts, committed, leftovers, new_run, orphans, run_again, settings_of, struck
@@ -20,14 +18,10 @@ from pipelines.report import Report
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory, nursery):
+@pytest.fixture
+def reference(unkilled):
     """A run without Ray that nobody killed."""
-    root = tmp_path_factory.mktemp("reference")
-    write_objects(root / "objects")
-    run = new_run(root, root / "objects")
-    assert nursery.run(run) == 0, Path(run.log).read_text()
-    return run
+    return unkilled.run
 
 
 @pytest.fixture
@@ -81,20 +75,14 @@ def test_a_killed_dagster_run_goes_on_where_it_was(nursery, reference, tmp_path)
     bare = {name: value for name, value in os.environ.items() if not name.startswith(("GAP3D_", "DAGSTER_"))}
     surroundings = bare | environment(Path(run.store), Path(run.source), **values)
     surroundings |= {"DAGSTER_HOME": str(tmp_path / "home"), "TMPDIR": run.scratch}
-    command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "assets_defs.definitions"]
-    command += ["--select", "views,renders", "--partition", "1"]
-    with Path(run.log).open("wb") as log:
-
-        def start():
-            return subprocess.Popen(command, cwd=tmp_path / "home", env=surroundings, stdout=log, stderr=log)
-
-        with start() as process:
-            wait_for(lambda: blenders(run.scratch) or process.poll() is not None, 60, "a Blender works for the run")
-            process.kill()
-        assert process.returncode == -signal.SIGKILL, Path(run.log).read_text()
-        assert not orphans(run)
-        with start() as process:
-            assert process.wait(120) == 0, Path(run.log).read_text()
+    words = ["asset", "materialize", "-m", "assets_defs.definitions", "--select", "views,renders", "--partition", "1"]
+    command = replace(run, work="dagster", flags=words, folder=str(tmp_path / "home"), environment=surroundings)
+    killed = nursery.start(command)
+    wait_for(lambda: blenders(run.scratch), 60, "a Blender works for the run")
+    os.kill(killed, signal.SIGKILL)
+    assert nursery.wait(killed) == -signal.SIGKILL, Path(run.log).read_text()
+    assert not orphans(run)
+    assert nursery.run(command) == 0, Path(run.log).read_text()
     before = committed(run)
     assert {stage for stage, *_ in before} == {"catalog", "downloads", "views", "renders"}
     report = run_again(nursery, run)[1]

@@ -16,7 +16,8 @@ import pytest
 import torch
 import webdataset
 import yaml
-from folders import run_line, small, write_box
+from exports_data import CAPTIONS, VALUES, captioned, content, load, read_held, write_source
+from folders import run_line, small
 from PIL import Image
 from webdataset_tars import read_back
 
@@ -33,26 +34,7 @@ from pipelines import dataset, export, targets
 from pipelines.command import open_store
 from pipelines.export import export_datasets, export_trellis, export_webdataset
 
-CAPTIONS = {
-    "a.obj": ["a cube", "a plain grey cube", "a plain grén cube"],
-    "b.obj": ["a tall box"],
-    "c.obj": ["<b>bold</b> | pipe", 'a "quoted", long text\nof two lines'],
-    "d.obj": [],
-    "e.obj": ["a flat box"],
-}
-VALUES = {
-    "views": {"protocol": "fixed", "yaws": (0.0, 90.0)},
-    "catalog": {"shards": 2, "validation_share": 0.5},
-}
 JPG, PNG = Pictures(), Pictures("png")
-
-
-def write_source(folder):
-    for index, name in enumerate(CAPTIONS):
-        write_box(folder / name, 1.0 + index)
-    (folder / "broken.glb").write_bytes(b"not a model")
-    with (folder / "captions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "captions"), *((n, json.dumps(t)) for n, t in CAPTIONS.items())])
 
 
 @pytest.fixture(scope="module")
@@ -68,39 +50,7 @@ def line(tmp_path_factory):
 @pytest.fixture(scope="module")
 def held(line):
     """The index, the renders, the targets and the catalog, as the store's own readers give them, by key."""
-    store = open_store(line[1])
-    index = store.read(store.manifest("dataset", "all"))
-    found = {"index": index, "store": store}
-    for stage in ("renders", "catalog", "downloads"):
-        found[stage] = {k: row for s in store.shards for k, row in store.read(store.manifest(stage, s)).items()}
-    found["targets"] = {}
-    for shard in store.shards:
-        manifest = store.manifest("targets", shard)
-        for part in manifest.parts:
-            for batch in read_part(store.shard("targets", shard) / part, range(10**6)):
-                for i, key in enumerate(batch.keys):
-                    found["targets"][key] = (batch.cls[i], batch.registers[i], batch.patches[i])
-    assert len(index) == 10 and {row["split"] for row in index.values()} == {"train", "validation"}
-    return found
-
-
-def content(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def load(*args, **options):
-    """What the library of the hub reads, without its cache of an earlier test."""
-    import datasets
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        found = datasets.load_dataset(*args, **options)
-        garbage.collect()
-    return found
-
-
-def captioned(held):
-    return {key.replace("/", "_"): row for key, row in held["index"].items() if row["captions"]}
+    return read_held(open_store(line[1]))
 
 
 def test_tars_are_read_by_both_libraries_with_every_caption_and_picture(line, held, tmp_path):

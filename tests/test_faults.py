@@ -124,7 +124,7 @@ FULL = "No space left on device"
 
 
 @pytest.mark.parametrize("stage", ["catalog", "downloads", "rendering", "targets", "dataset"])
-def test_a_full_disk_stops_the_run_without_a_row_and_with_room_it_goes_on(nursery, tmp_path, disk, stage):
+def test_a_full_disk_stops_the_run_without_a_row_and_with_room_it_goes_on(nursery, unkilled, tmp_path, disk, stage):
     folder, grow = disk
     write_objects(tmp_path / "objects")
     run = replace(new_run(tmp_path, tmp_path / "objects"), store=str(folder / "store"))
@@ -144,10 +144,7 @@ def test_a_full_disk_stops_the_run_without_a_row_and_with_room_it_goes_on(nurser
     (folder / "ballast").unlink()
     finish(nursery, run)
     assert leftovers(run) == []
-    other = new_run(tmp_path / "other", tmp_path / "objects")
-    Path(other.store).parent.mkdir()
-    finish(nursery, other)
-    assert digests(settings_of(run)) == digests(settings_of(other))
+    assert digests(settings_of(run)) == digests(settings_of(unkilled.run))
 
 
 def fill(folder, left=8192):
@@ -204,8 +201,11 @@ ALWAYS_CRASHES = [sys.executable, "-c", CRASHING]
 
 
 def use_program(program):
-    """Called in the run's process: another program stands where Blender does."""
+    """Called in the run's process: another program stands where Blender does, and has to prove itself sooner."""
+    from pipelines import job
     from render.worker import Blender
+
+    job.STREAK = 5
 
     scratch_root, _ = Blender.__init__.__defaults__
     Blender.__init__.__defaults__ = (scratch_root, tuple(program))
@@ -222,9 +222,9 @@ def test_a_missing_blender_stops_the_run_without_a_row(nursery, tmp_path):
     assert leftovers(run) == []
 
 
-def write_many(folder, good):
-    """Two dozen files, boxes or broken ones, and a last box."""
-    for index in range(24):
+def write_many(folder, good, count=24):
+    """So many files, boxes or broken ones."""
+    for index in range(count):
         if good:
             write_box(folder / f"{index:02d}.obj", 1.0 + index)
         else:
@@ -233,7 +233,7 @@ def write_many(folder, good):
 
 
 def test_an_engine_that_always_fails_stops_the_run_without_a_row(nursery, tmp_path):
-    write_many(tmp_path / "objects", good=True)
+    write_many(tmp_path / "objects", good=True, count=8)
     run = new_run(tmp_path, tmp_path / "objects", limits={"attempts": 1})
     said = stopped(nursery, replace(run, setup="test_faults:use_program", argument=ALWAYS_CRASHES))
     assert "Blender fails on a cube" in said

@@ -11,9 +11,26 @@ import tarfile
 import time
 from pathlib import Path
 
+import dagster as dg
 import pytest
+from code_location import load
+from hub_pairs import (
+    LONG,
+    OTHER,
+    SAMPLES,
+    SHORT,
+    TARS,
+    TOKEN,
+    flat,
+    forget,
+    lying,
+    rows_of,
+    samples,
+    settings_of,
+    statuses,
+    tar_of,
+)
 from hub_server import HubServer, commit_of
-from PIL import Image
 from webdataset_tars import read_back
 
 from gap3d import tars
@@ -21,41 +38,9 @@ from gap3d.network import image_text as network
 from gap3d.records import SystemicFault
 from gap3d.store import ALL
 from pipelines import image_text, verify
-from pipelines.command import load_settings, open_store
+from pipelines.command import open_store
 
 ROOT = Path(__file__).parents[1]
-LONG, SHORT = "lab/Long", "lab/Short"
-TOKEN = "hf_" + "secretsecretsecret"
-FAST = {"retries": 1, "pause_s": 1.5, "stall_s": 1.0, "object_s": 10.0, "repository_s": 20.0, "requests_per_s": 1000.0}
-
-
-def jpeg(number):
-    file = io.BytesIO()
-    Image.effect_noise((24, 24), number + 1).convert("RGB").save(file, "JPEG")
-    return file.getvalue()
-
-
-def samples(seed, count=3):
-    return {f"{seed}{n:04d}": (jpeg(seed * 100 + n), f"caption {seed} {n}") for n in range(count)}
-
-
-def tar_of(content, extra=()):
-    """A tar as the data set has them."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for key, (image, text) in content.items():
-            for name, data in ((f"{key}.jpg", image), (f"{key}.txt", text.encode())):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        for name in extra:
-            tar.addfile(tarfile.TarInfo(name))
-    return file.getvalue()
-
-
-SAMPLES = {f"data/{number:05d}.tar": samples(number) for number in range(5)}
-TARS = {path: tar_of(content) for path, content in SAMPLES.items()}
-OTHER = {"00000.tar": tar_of(samples(7, 2), ["lonely.jpg", "README"])}
 
 
 @pytest.fixture
@@ -66,42 +51,6 @@ def hub(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     yield server
     server.close()
-
-
-def settings_of(root, network=None, image_text=None, **values):
-    base = {
-        "store": root / "store",
-        "collection": "pairs",
-        "image_text": {"repositories": {LONG: "main"}, **(image_text or {})},
-        "network": {**FAST, **(network or {})},
-        "compute": {"workers": 0},
-    }
-    return load_settings("demo", **{**base, **values})
-
-
-def rows_of(settings):
-    store = open_store(settings)
-    held = store.manifest(image_text.STAGE, ALL)
-    assert held.complete and store.verify(held) == []
-    data = store.read(held)
-    return {key: (row.status.value, row.reason, data.get(key)) for key, row in held.rows.items()}
-
-
-def statuses(settings):
-    return {key.partition("/")[2].partition("/")[2]: row[0] for key, row in rows_of(settings).items()}
-
-
-def lying(settings):
-    """Bytes of what lies in the folder, locks and all."""
-    return {path.name: path.read_bytes() for path in image_text.folder_of(settings).iterdir()}
-
-
-def flat(repository, files):
-    return {f"{repository}/{path}".replace("/", "--"): data for path, data in files.items()}
-
-
-def forget(hub):
-    hub.log.clear()
 
 
 def test_every_tar_comes_with_a_row_and_lies_in_one_flat_folder(tmp_path, hub):
@@ -413,21 +362,15 @@ def test_two_workers_of_a_ray_cluster_bring_the_tars(tmp_path, hub):
     assert (report.count("computed"), lying(settings)) == (5, flat(LONG, TARS))
 
 
-def test_the_ui_shows_the_hubs_tars_where_they_are_named(tmp_path, hub):
+def test_the_ui_shows_the_hubs_tars_where_they_are_named(tmp_path, monkeypatch, hub):
     preset = tmp_path / "settings.json"
     preset.write_text(settings_of(tmp_path).model_dump_json())
-    program = """
-import dagster as dg
-from assets_defs.image_text import ASSETS, CHECKS
-from assets_defs.resources import Compute
-done = dg.materialize([*ASSETS, *CHECKS], resources={"compute": Compute()})
-(event,) = done.asset_materializations_for_node("image_text")
-assert (event.metadata["dagster/row_count"].value, event.metadata["pairs"].value) == (5, 15)
-assert all(check.passed for check in done.get_asset_check_evaluations())
-"""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GAP3D_")}
-    environment |= {"GAP3D_PRESET": str(preset), "DAGSTER_HOME": ""}
-    command = [sys.executable, "-c", program]
-    told = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr[-3000:]
+    load(monkeypatch, {"GAP3D_PRESET": str(preset)})
+    from assets_defs.image_text import ASSETS, CHECKS
+    from assets_defs.resources import Compute
+
+    done = dg.materialize([*ASSETS, *CHECKS], resources={"compute": Compute()})
+    (event,) = done.asset_materializations_for_node("image_text")
+    assert (event.metadata["dagster/row_count"].value, event.metadata["pairs"].value) == (5, 15)
+    assert all(check.passed for check in done.get_asset_check_evaluations())
     assert lying(settings_of(tmp_path)) == flat(LONG, TARS)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from folders import digests, write_objects
+from folders import digests
 from killed import Point
 from remains import STAGES, attempts, committed, leftovers, manifests, new_run, orphans, run_again, settings_of, struck
 
@@ -26,29 +26,26 @@ BROKEN = f"Renderer {object_id_of('folder', 'broken.glb')}"
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory, nursery):
+def reference(unkilled):
     """A run that nobody killed: its store, its digests and its duration."""
-    root = tmp_path_factory.mktemp("reference")
-    write_objects(root / "objects")
-    run = new_run(root, root / "objects")
-    pid, begun = nursery.start(run), time.monotonic()
-    assert nursery.wait(pid) == 0, Path(run.log).read_text()
-    seconds = time.monotonic() - begun
-    settings = settings_of(run)
-    assert len(committed(run)) == 5 * 6
-    return SimpleNamespace(root=root, digests=digests(settings), seconds=seconds)
+    assert len(committed(unkilled.run)) == 5 * 6
+    return SimpleNamespace(root=unkilled.root, digests=digests(settings_of(unkilled.run)), seconds=unkilled.seconds)
 
 
 @pytest.fixture
 def place(tmp_path, reference):
-    """A run over the reference's objects in a place of its own, from the stages that ``prepare`` leaves it."""
+    """A run over the reference's objects in a place of its own, where ``prepare`` leaves the stages up to the last.
+
+    With ``later`` those that come after the next one stand too, as they do where an earlier stage is made anew.
+    """
     run = new_run(tmp_path, reference.root / "objects")
 
-    def prepare(last):
-        kept = STAGES[: STAGES.index(last) + 1] if last else ()
+    def prepare(last, later=False):
+        kept = {*STAGES[: STAGES.index(last) + 1]} if last else set()
+        kept |= {*STAGES[STAGES.index(NEXT[last]) + 1 :]} if later else set()
         if not kept:
             return run
-        gone = {*STAGES} - {*kept} | (set() if "downloads" in kept else {"blobs"})
+        gone = {*STAGES} - kept | (set() if "downloads" in kept else {"blobs"})
         shutil.copytree(reference.root / "store", run.store, ignore=lambda _, names: gone & set(names))
         return run
 
@@ -61,6 +58,8 @@ def started(*runs):
     return Counter(line for file in files if file.exists() for line in file.read_text().splitlines())
 
 
+NEXT = {"": "catalog", "catalog": "downloads", "downloads": "renders", "renders": "targets", "targets": "dataset"}
+"""What is computed after a stage; views in the same breath as renders."""
 PART, MANIFEST = "gap3d.parts:PartWriter.close", "gap3d.manifest:write"
 SYNC, RENAME, REMOVE = "gap3d.parts:fsync_path", "pathlib:Path.replace", "pathlib:Path.unlink"
 FINISH, SEND = "gap3d.store:ShardWriter.finish", "render.channel:Channel.send"
@@ -104,7 +103,7 @@ GC_POINTS = {
 
 @pytest.mark.parametrize(("last", "point"), POINTS.values(), ids=POINTS)
 def test_a_killed_run_loses_what_was_in_flight_and_nothing_else(nursery, reference, place, last, point):
-    run = replace(place(last), point=asdict(point))
+    run = replace(place(last, later=point.call > 1), point=asdict(point))
     assert nursery.run(run) == -signal.SIGKILL, Path(run.log).read_text()
     assert struck(point) in Path(run.log).read_text()
     assert not orphans(run)

@@ -8,7 +8,7 @@ import pytest
 from hostile_server import Site, serving
 from hypothesis import given
 from hypothesis import strategies as st
-from networked import listed, program, settings_of, sha256, statuses, write_catalog
+from networked import fetch, listed, settings_of, sha256, statuses, write_catalog
 
 from gap3d.network.politeness import LINE_S, Politeness, Quiet, Trouble, Turns
 from gap3d.records import Failure
@@ -106,7 +106,7 @@ def test_pauses_grow_up_to_the_longest_and_are_not_all_the_same():
 @pytest.mark.parametrize(
     ("per_host", "rate", "together"), [pytest.param(1, 8.0, 1, marks=pytest.mark.slow), (2, 100.0, 2)]
 )
-def test_two_workers_of_a_cluster_ask_a_host_as_politely_as_one(tmp_path, per_host, rate, together):
+def test_two_workers_of_a_cluster_ask_a_host_as_politely_as_one(tmp_path, monkeypatch, per_host, rate, together):
     site = Site({f"/{index}.glb": b"%d" % index for index in range(24)}, work_s=0.1)
     with serving(site):
         network = {"per_host": per_host, "requests_per_s": rate}
@@ -115,7 +115,8 @@ def test_two_workers_of_a_cluster_ask_a_host_as_politely_as_one(tmp_path, per_ho
             settings,
             [listed("smithsonian", f"{site.address}{path}", sha256(body)) for path, body in site.files.items()],
         )
-        program(tmp_path, settings)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        fetch(settings)
         assert set(statuses(settings).values()) == {"ok"}
     assert site.together() == together  # two: both workers are at work
     begun = sorted(request.begun for request in site.requests)

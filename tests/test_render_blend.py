@@ -203,12 +203,6 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def blender(tmp_path_factory):
-    with Blender(Limits(), threads=2, trees=tmp_path_factory.getbasetemp()) as shared:
-        yield shared
-
-
-@pytest.fixture(scope="module")
 def awkward(folder) -> Model:
     run_blender(AWKWARD, PATH=str(folder / "awkward.blend"))
     return Model(folder, "awkward.blend", "blend")

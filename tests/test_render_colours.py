@@ -7,9 +7,7 @@ import pytest
 from blender_files import QUICK, Gltf, pixels, run_blender
 
 from gap3d.cameras import look_at_origin
-from gap3d.settings import Limits
 from render.job import Model, View
-from render.worker import Blender
 
 # Two squares side by side in the XZ plane of Blender, seen from -Y: the left one red, the right one green.
 SQUARES = [(x + dx, z) for x in (0, 1) for z in (0, 1) for dx in (0, 1)]
@@ -37,12 +35,6 @@ bpy.ops.export_scene.fbx(filepath=FOLDER + "/a.fbx", use_selection=True, colors_
 bpy.ops.wm.collada_export(filepath=FOLDER + "/a.dae")
 bpy.ops.wm.usd_export(filepath=FOLDER + "/a.usdz")
 """
-
-
-@pytest.fixture(scope="module")
-def blender(tmp_path_factory):
-    with Blender(Limits(), threads=2, trees=tmp_path_factory.getbasetemp()) as shared:
-        yield shared
 
 
 @pytest.fixture(scope="module")

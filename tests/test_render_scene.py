@@ -16,12 +16,6 @@ VIEW = View(look_at_origin(25.0, 30.0, 2.0), 40.0)
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared data set is not at {DATA}")
 
 
-@pytest.fixture(scope="module")
-def blender(tmp_path_factory):
-    with Blender(Limits(), threads=2, trees=tmp_path_factory.getbasetemp()) as shared:
-        yield shared
-
-
 def test_every_type_has_an_importer_that_this_blender_knows():
     program = """
 import bpy

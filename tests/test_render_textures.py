@@ -7,7 +7,6 @@ import pytest
 from blender_files import QUICK, pixels, run_blender
 
 from gap3d.cameras import look_at_origin
-from gap3d.settings import Limits
 from render.job import Model, View
 from render.worker import Blender
 
@@ -40,12 +39,6 @@ os.rename(FOLDER + "/a.usdc", FOLDER + "/a.usd")
 """
 TYPES = ("obj", "gltf", "fbx", "dae", "usda", "usd", "usdz", "blend")
 VIEW = View(look_at_origin(25.0, 30.0, 2.0), 40.0)
-
-
-@pytest.fixture(scope="module")
-def blender(tmp_path_factory):
-    with Blender(Limits(), threads=2, trees=tmp_path_factory.getbasetemp()) as shared:
-        yield shared
 
 
 @pytest.fixture(scope="module")

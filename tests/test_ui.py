@@ -6,8 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 from browser import NEEDED, Browser
-from code_location import environment, program, write_toys
+from code_location import SHARDS, environment, load, materialize, write_toys
 from dagster_site import Site
+from ticks import history
+
+from pipelines import downloads
+from pipelines.command import load_settings
 
 pytestmark = NEEDED
 PARTITIONS = """{ assetNodeOrError(assetKey: {path: ["downloads"]}) { ... on AssetNode { assetPartitionStatuses {
@@ -26,11 +30,12 @@ def place(tmp_path_factory) -> Iterator[SimpleNamespace]:
     root = tmp_path_factory.mktemp("ui")
     write_toys(root / "objects")
     settings = environment(root / "store", root / "objects")
-    program(settings, "catalog")
-    program(settings, "downloads")
+    with pytest.MonkeyPatch.context() as patch, history(root / "site") as instance:
+        defs = load(patch, settings)
+        assert materialize(defs, instance, "catalog").success
+        downloads.run(load_settings(), SHARDS)
+        assert materialize(defs, instance, "downloads", shard="1").success
     with Site(root / "site", settings) as site:
-        assert site.wait(site.launch("catalog")) == "SUCCESS"
-        assert site.wait(site.launch("downloads", shard="1")) == "SUCCESS"
         browser = Browser(root / "profile")
         try:
             yield SimpleNamespace(root=root, site=site, browser=browser)

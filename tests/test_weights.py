@@ -28,14 +28,7 @@ KINDS = {
 }
 OWN_SIZE = 42  # six patches of seven
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Such small models gain nothing from a second one, and wait for it where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pixels(side, count=2):

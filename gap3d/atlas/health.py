@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gap3d.atlas.statistics import TokenStatistics
+from gap3d.moments import sound
 
-TOLERANCE = 0.02  # of a token's mean and variance: rounding to bfloat16 moves them by less than 0.005
-COARSE = 0.1  # of tokens that were stored as 8-bit integers
 COLLAPSED = 0.99  # mean cosine between the tokens of different images
 
 
@@ -39,7 +38,7 @@ def one_encoder(makers: Sequence[Mapping[str, Any]]) -> Finding:
     return Finding("one encoder made all targets", len(made) == 1, words)
 
 
-def findings(kinds: Iterable[TokenStatistics], tolerance: float = TOLERANCE) -> list[Finding]:
+def findings(kinds: Iterable[TokenStatistics]) -> list[Finding]:
     """What to know of these tokens, in the order of gravity."""
     made = []
     for kind in kinds:
@@ -54,10 +53,14 @@ def findings(kinds: Iterable[TokenStatistics], tolerance: float = TOLERANCE) -> 
         )
         if not kind.slots.count:
             continue
-        for what, seen, wanted in (("variance", kind.variances, 1.0), ("mean", kind.means, 0.0)):
-            worst = max(abs(seen.least - wanted), abs(seen.most - wanted))
-            words = f"{seen.least:.6g} to {seen.most:.6g}; within {tolerance:g} of {wanted:g} is sound"
-            made.append(Finding(f"{kind.name}: every token has {what} {wanted:g}", bool(worst <= tolerance), words))
+        able = sound(kind.bound)
+        for what, seen, (least, most) in (
+            ("variance 1", kind.variances, able.variance),
+            ("mean 0", kind.means, (-able.mean, able.mean)),
+        ):
+            good = bool(least <= seen.least and seen.most <= most)
+            words = f"{seen.least:.6g} to {seen.most:.6g}; in {kind.kind} {least:.6g} to {most:.6g} is sound"
+            made.append(Finding(f"{kind.name}: every token has {what}", good, words))
         if kind.images > 1 and kind.name != "registers":  # registers of one encoder may well be constant
             words = "they differ" if kind.differs else f"all {kind.images} images have the same"
             made.append(Finding(f"{kind.name}: images differ", kind.differs, words))

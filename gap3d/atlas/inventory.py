@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gap3d import manifest
-from gap3d.atlas.index import Row
+from gap3d.dataset_index import Row
 from gap3d.manifest import Manifest
 from gap3d.records import Status
 from gap3d.schemas import STAGES

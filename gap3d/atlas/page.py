@@ -8,20 +8,23 @@ from gap3d import document
 TEMPLATE = "atlas/atlas.html"
 STYLES = ("elements.css", "atlas/atlas.css")
 SCRIPTS = ("elements.js", "atlas/charts.js", "atlas/atlas.js")
-SOURCES = tuple(
-    f"atlas/{name}.py"
-    for name in (
-        "health",
-        "histogram",
-        "index",
-        "inventory",
-        "neighbours",
-        "page",
-        "palette",
-        "pca",
-        "pictures",
-        "statistics",
-    )
+SOURCES = (
+    "dataset_index.py",
+    "moments.py",
+    *(
+        f"atlas/{name}.py"
+        for name in (
+            "health",
+            "histogram",
+            "inventory",
+            "neighbours",
+            "page",
+            "palette",
+            "pca",
+            "pictures",
+            "statistics",
+        )
+    ),
 )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gap3d.atlas.histogram import Histogram
+from gap3d.moments import moments, round_off
 
 OUTLYING = 5.0  # times the median channel's RMS
 NAMED_CHANNELS = 12
@@ -107,16 +108,20 @@ class TokenStatistics:
     Args:
         name: cls, registers or patches.
         grid: rows and columns of patch tokens; None for tokens that have a place of their own each.
+        kind: number format that they were stored in.
 
     Attributes:
+        bound: greatest error of their numbers (``moments.round_off``); 0 before the first image.
         images: images taken.
         broken: tokens with a number that is not finite; their images are in no other statistic.
         differs: whether two images have different tokens.
     """
 
-    def __init__(self, name: str, grid: tuple[int, int] | None = None) -> None:
+    def __init__(self, name: str, grid: tuple[int, int] | None = None, kind: str = "float16") -> None:
         self.name = name
         self.grid = grid
+        self.kind = kind
+        self.bound = 0.0
         self.images = self.tokens = self.broken = 0
         self.differs = False
         self.means, self.variances, self.norms, self.values = Histogram(), Histogram(), Histogram(), Histogram()
@@ -136,17 +141,16 @@ class TokenStatistics:
 
     def _take(self, image: Tensor) -> None:
         count, width = image.shape
-        means = image @ image.new_full((width,), 1 / width)
-        norms = torch.linalg.vector_norm(image, dim=1)
-        sound = torch.isfinite(norms)
+        seen = moments(image)
+        self.bound = round_off(self.kind, width)
         self.images += 1
         self.tokens += count
-        self.broken += int((~sound).sum())
-        if not sound.all():
+        self.broken += int((~seen.finite).sum())
+        if not seen.finite.all():
             return
-        self.means.add(means.numpy())
-        self.norms.add(norms.numpy())
-        self.variances.add((norms.double().square() / width - means.double().square()).numpy())
+        self.means.add(seen.mean.numpy())
+        self.norms.add(seen.norm.numpy())
+        self.variances.add(seen.variance.numpy())
         self.values.add(image[:: max(1, count // VALUES)].numpy())
         if self.grid is None:
             self.slots.add(1, image, torch.zeros_like(image))
@@ -154,7 +158,7 @@ class TokenStatistics:
             share = image.new_full((1, count), 1 / count)
             mean = share @ image
             self.slots.add(count, mean, share @ (image - mean).square_())
-        self.cosines.add(image, norms, self.grid)
+        self.cosines.add(image, seen.norm, self.grid)
 
     @property
     def channel_means(self) -> NDArray[np.float64]:

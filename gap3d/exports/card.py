@@ -7,6 +7,8 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
+from gap3d.dataset_index import Row
+
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 LICENCES = 20  # so many have a line of their own
 
@@ -14,7 +16,7 @@ LICENCES = 20  # so many have a line of their own
 def card(
     *,
     name: str,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     files: Mapping[str, str],
     features: Sequence[Mapping[str, Any]],
     about: Mapping[str, str],
@@ -34,8 +36,8 @@ def card(
         targets: metadata of the target parts where tokens are part of it.
         use: Python that opens it.
     """
-    licences = Counter(row["licence"] or "not stated" for row in rows)
-    splits = Counter(row["split"] for row in rows)
+    licences = Counter(row.licence or "not stated" for row in rows)
+    splits = Counter(row.split for row in rows)
     untrained = bool(targets) and not targets["encoder"]["trained"]  # type: ignore[index]
     described: dict[str, Any] = {"dataset_info": {"features": list(features)}} if features else {}
     head = DatasetCardData(
@@ -59,7 +61,7 @@ def card(
         ],
         **described,
     )
-    count = len({row["object_id"] for row in rows})
+    count = len({row.object_id for row in rows})
     made = table(("step", "settings"), [(name, plain(text)) for name, text in steps.items()])
     lines = [
         "---",
@@ -99,9 +101,9 @@ def encoder_lines(targets: Mapping[str, Any]) -> list[str]:
     return ["## The encoder", "", *table(("what", "is"), [(name, plain(value)) for name, value in lines])]
 
 
-def objects(rows: Sequence[Mapping[str, Any]], split: str) -> int:
+def objects(rows: Sequence[Row], split: str) -> int:
     """Number of objects of a split."""
-    return len({row["object_id"] for row in rows if row["split"] == split})
+    return len({row.object_id for row in rows if row.split == split})
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> list[str]:

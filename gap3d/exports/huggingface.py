@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from gap3d import fingerprints
+from gap3d.dataset_index import Row
 from gap3d.exports import rows as exported
-from gap3d.exports.pieces import HIDDEN, Piece, Record, pack
+from gap3d.exports.pieces import HIDDEN, Piece, Record
 from gap3d.parts import PartWriter, fsync_path
 from gap3d.schemas import DATASET, KEY, StageSchema
 from gap3d.store import Store
@@ -118,30 +118,32 @@ def feature(kind: pa.DataType) -> dict[str, Any]:
 
 
 def planned(
-    store: Store, shard: str, by_split: Mapping[str, Sequence[Mapping[str, Any]]], columns: Columns, most: int
-) -> tuple[Record, dict[str, Sequence[Mapping[str, Any]]]]:
+    store: Store, shard: str, by_split: Mapping[str, Sequence[Row]], columns: Columns, most: int
+) -> tuple[Record, dict[str, Sequence[Row]]]:
     """The files of a shard of the store, and the rows of each; see ``gap3d.exports.webdataset.planned``."""
-    pieces: dict[str, Piece] = {}
-    content: dict[str, Sequence[Mapping[str, Any]]] = {}
-    for split, rows in by_split.items():
-        renders = exported.rendered(store, shard, rows) if columns.images else None
-        if columns.layout:
-            exported.require_current(store, shard, rows)
-        sizes = exported.sizes(store, renders, rows)
-        for number, part in enumerate(pack([size + columns.token_bytes for size in sizes], most)):
-            chosen = [rows[i] for i in part]
-            about = [
-                [
-                    renders and renders.rows[row["key"]].digest,
-                    [row[name] for name in sorted(row) if name not in DATASET.exempt],
-                ]
-                for row in chosen
-            ]
-            path = f"data/{split}-{shard}-{number:05d}.parquet"
-            inputs = fingerprints.digest_of([KIND, VERSION, columns.metadata(), about])
-            pieces[path] = Piece(path, inputs, tuple(sorted({row["object_id"] for row in chosen})))
-            content[path] = chosen
-    return Record(KIND, store.collection, shard, pieces), content
+    every = [row for rows in by_split.values() for row in rows]
+    renders = exported.rendered(store, shard, every) if columns.images else None
+    if columns.layout:
+        exported.require_current(store, shard, every)
+
+    def sizes(rows: Sequence[Row]) -> list[int]:
+        return [size + columns.token_bytes for size in exported.sizes(store, renders, rows)]
+
+    def inputs(rows: Sequence[Row]) -> list[Any]:
+        names = [name for name in sorted(DATASET.columns.names) if name not in DATASET.exempt]
+        about = [[renders and renders.rows[row.key].digest, [getattr(row, name) for name in names]] for row in rows]
+        return [KIND, VERSION, columns.metadata(), about]
+
+    return exported.planned(
+        KIND,
+        store,
+        shard,
+        by_split,
+        lambda split, number: f"data/{split}-{shard}-{number:05d}.parquet",
+        sizes,
+        inputs,
+        most,
+    )
 
 
 def write(
@@ -149,7 +151,7 @@ def write(
     piece: Piece,
     store: Store,
     shard: str,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     columns: Columns,
     done: Callable[[], object],
 ) -> None:
@@ -161,12 +163,13 @@ def write(
         writer = PartWriter(draft.path, StageSchema(columns.schema, (), columns.row_group_rows), columns.metadata())
         try:
             for position, row in enumerate(rows):
-                data = {name: row[name] for name in columns.schema.names if name in row and name != "key"}
+                data = {name: getattr(row, name) for name in columns.schema.names if hasattr(row, name)}
+                del data["key"]
                 if pngs:
-                    data["image"] = {"bytes": pngs[position], "path": f"{row['key'].replace('/', '_')}.png"}
-                for name, tensor in tokens.get(row["key"], {}).items():
+                    data["image"] = {"bytes": pngs[position], "path": f"{row.key.replace('/', '_')}.png"}
+                for name, tensor in tokens.get(row.key, {}).items():
                     data[name] = tensor.numpy() if name == "cls" else tensor.contiguous().view(torch.uint8).numpy()
-                writer.add(row["key"], row["target"], data)
+                writer.add(row.key, row.target, data)
                 done()
             made = draft.path / writer.close()
         except BaseException:

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 from PIL import Image, __version__, features
 
-from gap3d import fingerprints, tars
+from gap3d import tars
+from gap3d.dataset_index import Row
 from gap3d.exports import rows as exported
-from gap3d.exports.pieces import Piece, Record, pack
+from gap3d.exports.pieces import Piece, Record
 from gap3d.features.images import decode_png
 from gap3d.store import Store
 
@@ -65,7 +66,7 @@ class Pictures:
         return file.getvalue()
 
 
-def sample(row: Mapping[str, Any], png: bytes, made: Pictures) -> dict[str, Any]:
+def sample(row: Row, png: bytes, made: Pictures) -> dict[str, Any]:
     """One sample.
 
     Args:
@@ -73,9 +74,9 @@ def sample(row: Mapping[str, Any], png: bytes, made: Pictures) -> dict[str, Any]
         png: its render.
         made: what becomes of it.
     """
-    captions = list(row["captions"])
+    captions = list(row.captions)
     return {
-        "__key__": row["key"].replace("/", "_"),
+        "__key__": row.key.replace("/", "_"),
         made.format: made.encode(png),
         "txt": max(captions, key=len).encode(),  # the first of equals
         "json": json.dumps(captions, ensure_ascii=False).encode(),
@@ -83,8 +84,8 @@ def sample(row: Mapping[str, Any], png: bytes, made: Pictures) -> dict[str, Any]
 
 
 def planned(
-    store: Store, shard: str, by_split: Mapping[str, Sequence[Mapping[str, Any]]], made: Pictures, most: int
-) -> tuple[Record, dict[str, Sequence[Mapping[str, Any]]]]:
+    store: Store, shard: str, by_split: Mapping[str, Sequence[Row]], made: Pictures, most: int
+) -> tuple[Record, dict[str, Sequence[Row]]]:
     """The tars of a shard of the store, and the rows of each.
 
     Args:
@@ -94,18 +95,22 @@ def planned(
         made: what becomes of a render.
         most: bytes of a tar.
     """
-    pieces: dict[str, Piece] = {}
-    content: dict[str, Sequence[Mapping[str, Any]]] = {}
-    for split, rows in by_split.items():
-        renders = exported.rendered(store, shard, rows)
-        for number, part in enumerate(pack(exported.sizes(store, renders, rows), most)):
-            chosen = [rows[i] for i in part]
-            about = [[row["key"], renders.rows[row["key"]].digest, row["captions"]] for row in chosen]
-            path = f"{split}/{store.collection}-{shard}-{number:05d}.tar"
-            inputs = fingerprints.digest_of([KIND, VERSION, made.inputs(), about])
-            pieces[path] = Piece(path, inputs, tuple(sorted({row["object_id"] for row in chosen})))
-            content[path] = chosen
-    return Record(KIND, store.collection, shard, pieces), content
+    renders = exported.rendered(store, shard, [row for rows in by_split.values() for row in rows])
+
+    def inputs(rows: Sequence[Row]) -> list[Any]:
+        about = [[row.key, renders.rows[row.key].digest, row.captions] for row in rows]
+        return [KIND, VERSION, made.inputs(), about]
+
+    return exported.planned(
+        KIND,
+        store,
+        shard,
+        by_split,
+        lambda split, number: f"{split}/{store.collection}-{shard}-{number:05d}.tar",
+        lambda rows: exported.sizes(store, renders, rows),
+        inputs,
+        most,
+    )
 
 
 def write(
@@ -113,7 +118,7 @@ def write(
     piece: Piece,
     store: Store,
     shard: str,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     made: Pictures,
     done: Callable[[], object],
 ) -> None:

@@ -70,10 +70,14 @@ def load_encoder(settings: TargetSettings, *, threads: int | None = None, device
         revision = at.revision
     encoder = Encoder(model, settings, trained=trained, revision=revision, device=device, normalisation=normalisation)
     if not trained:
-        log.warning(
-            "%s: encoder %r makes tokens that mean nothing; use it to try the pipeline", UNTRAINED, settings.encoder
-        )
+        warn_untrained(settings.encoder)
     return encoder
+
+
+@functools.cache
+def warn_untrained(encoder: str) -> None:
+    """Say it loudly, and once in a process: a run both knows its encoder and loads it."""
+    log.warning("%s: encoder %r makes tokens that mean nothing; use it to try the pipeline", UNTRAINED, encoder)
 
 
 def identity(settings: TargetSettings) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from gap3d import dataset_index
 from gap3d.dataset import KINDS, DamagedPart, RowGroup, TargetPart
+from gap3d.dataset_index import Places
 from gap3d.features.tokens import TORCH_DTYPES
-from gap3d.readers import index as indices
 from gap3d.readers.batches import TargetSample
 from gap3d.readers.order import Place
 from gap3d.readers.shuffled import DamagedSample, Reader, ShuffledDataset, drawn
@@ -37,7 +38,7 @@ class TargetDataset(ShuffledDataset):
     def __init__(
         self, collection: Store | Path | str, split: str | None = None, *, verify: bool = False, **options: Any
     ) -> None:
-        self.index = indices.load(collection, split)
+        self.index = dataset_index.places(collection, split)
         self.verify = verify
         super().__init__(self.index.blocks(), self.index.digest, **options)
 
@@ -79,7 +80,7 @@ class TargetReader(Reader):
         verify: check checksums.
     """
 
-    def __init__(self, index: indices.Index, seed: int, *, verify: bool) -> None:
+    def __init__(self, index: Places, seed: int, *, verify: bool) -> None:
         self.index, self.seed, self.verify = index, seed, verify
         self._described = index.table.columns  # a new list at every access
         self._parts: OrderedDict[int, TargetPart] = OrderedDict()

@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gap3d import fingerprints, manifest
+from gap3d import dataset_index, fingerprints, manifest
 from gap3d.aligner_settings import TrainingSettings
 from gap3d.dataset import DamagedPart, TargetPart
 from gap3d.features.encoders import identity, layout_of, load_encoder
 from gap3d.features.tokens import TokenLayout
-from gap3d.readers import index as indices
 from gap3d.readers.image_text import ImageTextDataset
 from gap3d.readers.targets import TargetDataset
 from gap3d.records import SystemicFault
@@ -74,7 +73,7 @@ def of_collection(place: Path, split: str = "train") -> Described:
     Raises:
         ValueError: it has none of this split; the message says what to run.
     """
-    index = indices.load(place, split)
+    index = dataset_index.places(place, split)
     held = manifest.read(place / "dataset" / ALL, "dataset", ALL)
     said = metadata(index)
     tokens, about = said["tokens"], said.get("encoder", {})

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gap3d import dataset_index
 from gap3d.features.tokens import TokenLayout
-from gap3d.readers import index as indices
 from gap3d.readers.order import Place
 from gap3d.readers.shuffled import DamagedSample
 from gap3d.readers.targets import TargetReader
@@ -64,7 +64,7 @@ class HeldOut:
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        self.index = indices.load(collection, "validation")
+        self.index = dataset_index.places(collection, "validation")
         self.layout, self.batch_size = layout, batch_size
         described = self.index.table.select(["key", "captions"]).take(self.index.entry)
         self._keys: list[str] = described["key"].to_pylist()
