@@ -82,7 +82,7 @@ def of_collection(place: Path, split: str = "train") -> Described:
     return Described(held.digest, len(index), layout, about)
 
 
-def metadata(index: indices.Index) -> dict[str, Any]:
+def metadata(index: dataset_index.Places) -> dict[str, Any]:
     """What the first part that is whole says of itself.
 
     Raises:
