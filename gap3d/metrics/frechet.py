@@ -1,8 +1,8 @@
 """Frechet distance of two sets of features, each as the Gaussian of its mean and covariance (specification 8.3).
 
 |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), all in float64. With S = F F^T, the last trace is the sum of the
-singular values of F1^T F2. Released code takes the root of the product S1 S2, whose eigenvalues lose half of the
-digits where a covariance is singular, and adds to its diagonal when that fails; this needs neither.
+singular values of F1^T F2. Those of S1 S2 itself, whose root the released code takes, lose half of their digits where
+a covariance is singular: so does the quick way here, which is taken only where it is known to lose none.
 """
 
 import math
@@ -12,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+EPS = torch.finfo(torch.float64).eps
+DOUBT = 16  # rounding errors of an eigenvalue, in EPS times the greatest
+MOST_ERROR, RELATIVE_ERROR = 5e-7, 1e-9  # of the quick way; the second is over the traces of both covariances
 Features = Tensor | NDArray[np.floating]
 
 
@@ -116,15 +119,34 @@ def gaussian_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covaria
     """
     if covariance1.shape != covariance2.shape:
         raise ValueError(f"features of {len(mean1)} and of {len(mean2)} channels have no distance")
+    spread = float(covariance1.trace() + covariance2.trace())
+    return math.fsum([float((mean1 - mean2).square().sum()), spread, -2 * root_trace(covariance1, covariance2, spread)])
+
+
+def root_trace(covariance1: Tensor, covariance2: Tensor, spread: float) -> float:
+    """tr (S1 S2)^(1/2), by the quick way where that is exact enough: it takes a fifth of the time.
+
+    Args:
+        covariance1: S1 [D, D].
+        covariance2: S2 [D, D].
+        spread: tr S1 + tr S2.
+    """
+    lower, failed = torch.linalg.cholesky_ex(covariance1)
+    if not failed:
+        values = torch.linalg.eigvalsh(lower.T @ covariance2 @ lower).clamp(min=0)
+        # Each eigenvalue may be wrong by this, and its root by so much more the smaller it is.
+        doubt = DOUBT * EPS * values[-1]
+        error = float(torch.minimum(doubt / (2 * values.sqrt()), doubt.sqrt()).sum())
+        if error <= min(MOST_ERROR, RELATIVE_ERROR * spread):
+            return float(values.sqrt().sum())
     factor1, factor2 = square_factor(covariance1), square_factor(covariance2)
-    spread = factor1.square().sum() + factor2.square().sum()
-    shared = torch.linalg.svdvals(factor1.T @ factor2).sum() if factor1.numel() and factor2.numel() else 0.0
-    return math.fsum([float((mean1 - mean2).square().sum()), float(spread - 2 * shared)])
+    # numpy's eigh and svd are faster than torch's, everything else is slower.
+    return float(np.linalg.svd((factor1.T @ factor2).numpy(), compute_uv=False).sum())
 
 
 def square_factor(covariance: Tensor) -> Tensor:
     """F [D, r] with F F^T = covariance [D, D] of rank r: its eigenvectors times the roots of its eigenvalues."""
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = (torch.from_numpy(array) for array in np.linalg.eigh(covariance.numpy()))
     # What rounding alone can have made of a 0.
-    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
+    kept = values > values[-1].clamp(min=0) * len(values) * EPS
     return vectors[:, kept] * values[kept].sqrt()
