@@ -11,7 +11,6 @@ from gap3d.metrics.extractors.clip import ClipFeatures, clip_score
 from gap3d.metrics.extractors.dinov2 import Dinov2Features
 from gap3d.metrics.extractors.inception import InceptionFeatures
 from gap3d.metrics.extractors.inception_v3 import InceptionV3
-from gap3d.metrics.extractors.published import read_checkpoint
 from gap3d.records import SystemicFault
 
 # Of torchvision 0.28's own inception_v3, with the weights and the input of the test: six features, then mean and
@@ -182,6 +181,8 @@ def test_without_weights_a_sentence_says_which_file_goes_where(monkeypatch, tmp_
         InceptionFeatures()
     with pytest.raises(SystemicFault, match=r"evaluation\.inception"):
         InceptionFeatures("somebody/inception")
+    with pytest.raises(SystemicFault, match=r"--evaluation\.dinov2 DIR"):
+        Dinov2Features("somebody/dinov2")
     with pytest.raises(SystemicFault, match=r"vocab\.json.*--evaluation\.clip DIR"):
         ClipFeatures("somebody/clip")
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -193,5 +194,5 @@ def test_without_weights_a_sentence_says_which_file_goes_where(monkeypatch, tmp_
 def test_a_pickle_that_runs_code_is_not_opened(tmp_path):
     path = tmp_path / "evil.pth"
     torch.save({"weight": Image.new("RGB", (1, 1))}, path)
-    with pytest.raises(SystemicFault, match="could run code"):
-        read_checkpoint(path)
+    with pytest.raises(SystemicFault, match=r"Inception-v3 .* could run code"):
+        InceptionFeatures(str(path))

@@ -63,6 +63,17 @@ def test_a_clouds_feature_is_its_own_but_for_the_released_start(golden, checkpoi
         assert torch.allclose(there, back, atol=1e-5) is not paper
 
 
+def test_the_released_start_is_the_place_in_a_batch_of_64(checkpoint, monkeypatch):
+    monkeypatch.setattr("gap3d.metrics.extractors.pointnet.PASS", 3)
+    extractor = PointFeatures(str(checkpoint), paper=True, device="cpu")
+    seen = []
+    monkeypatch.setattr(
+        extractor._network, "features", lambda points, start: seen.extend(start.tolist()) or points.new_zeros(3, 256)
+    )
+    extractor.features([np.random.default_rng(0).normal(size=(3, 3))] * 66)
+    assert seen == [*range(64), 0, 1]
+
+
 def test_points_may_be_anywhere_and_of_any_size(golden, checkpoint):
     extractor = PointFeatures(str(checkpoint), device="cpu")
     cloud = golden[2]["input.points"][0].numpy()
@@ -92,6 +103,6 @@ def test_missing_and_foreign_weights_say_what_to_do(tmp_path, golden):
     with pytest.raises(SystemicFault, match=r"other\.pt"):
         PointFeatures(str(path))
     torch.save([1, 2], path)
-    with pytest.raises(SystemicFault, match="not a table of tensors"):
+    with pytest.raises(SystemicFault, match="not a plain table of tensors"):
         PointFeatures(str(path))
     assert PUBLISHED.kept.name == "pointnet.pt"

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gap3d.features.encoder import UNTRAINED_MARK
 from gap3d.features.images import Normalisation, normalise, resize_and_crop
-from gap3d.features.weights import first_line, weights_hash
+from gap3d.features.weights import first_line, pinned_revision, weights_hash
 from gap3d.metrics.extractors.extractor import PictureFeatures, device_of
-from gap3d.metrics.extractors.published import RANDOM_SMALL, randomise
+from gap3d.metrics.extractors.published import RANDOM_SMALL, randomise_layers
 from gap3d.records import SystemicFault
 from gap3d.settings import Limits
 
@@ -42,9 +42,10 @@ class ClipFeatures(PictureFeatures):
         self, weights: str = B32, *, revision: str | None = None, seed: int = 0, device: str | None = None
     ) -> None:
         if weights == RANDOM_SMALL:
-            model, self.tokenizer = small_model(seed), byte_tokenizer()
+            model, self.tokenizer, source = small_model(seed), byte_tokenizer(), f"seed {seed}"
         else:
-            model, self.tokenizer = pretrained(weights, revision)
+            model, self.tokenizer, revision = pretrained(weights, revision)
+            source = f"{weights} (revision {revision})" if revision else weights
         trained = not getattr(model.config, UNTRAINED_MARK, False)
         self._side = model.config.vision_config.image_size
         patch, layers = model.config.vision_config.patch_size, model.config.vision_config.num_hidden_layers
@@ -52,7 +53,7 @@ class ClipFeatures(PictureFeatures):
             f"CLIP ViT/{patch}, {layers} layers",
             model.config.projection_dim,
             trained=trained,
-            source=weights if weights != RANDOM_SMALL else f"seed {seed}",
+            source=source,
             weights_hash=weights_hash(model.state_dict()),
             preprocessing=(
                 f"shorter side to {self._side}, bicubic (Pillow), centre crop, {OPENAI}; texts cut at {TEXT_TOKENS} "
@@ -101,8 +102,8 @@ def clip_score(pictures: Tensor, references: Tensor) -> float:
     return 100 * float(cosines.mean())
 
 
-def pretrained(weights: str, revision: str | None) -> tuple[Any, Any]:
-    """A float32 model and its tokenizer, from the hub or a folder.
+def pretrained(weights: str, revision: str | None) -> tuple[Any, Any, str | None]:
+    """A float32 model, its tokenizer and the commit that they are of, from the hub or a folder.
 
     Raises:
         SystemicFault: see ``ClipFeatures``.
@@ -110,6 +111,7 @@ def pretrained(weights: str, revision: str | None) -> tuple[Any, Any]:
     from transformers import CLIPModel, CLIPTokenizer
 
     try:
+        revision = pinned_revision(weights, revision)
         tokenizer = CLIPTokenizer.from_pretrained(weights, revision=revision or "main")
         found: Any = CLIPModel.from_pretrained(
             weights, revision=revision or "main", dtype=torch.float32, output_loading_info=True
@@ -124,7 +126,7 @@ def pretrained(weights: str, revision: str | None) -> tuple[Any, Any]:
     # transformers would fill what is missing with random numbers and go on.
     if lost := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
         raise SystemicFault(f"CLIP {weights!r} lacks {len(lost)} weights, e.g. {', '.join(lost[:3])}")
-    return model, tokenizer
+    return model, tokenizer, revision
 
 
 def small_model(seed: int) -> Any:
@@ -142,7 +144,7 @@ def small_model(seed: int) -> Any:
     setattr(config, UNTRAINED_MARK, True)
     with torch.random.fork_rng(devices=[]):
         model = CLIPModel._from_config(config, dtype=torch.float32)
-    randomise(model, seed)
+    randomise_layers(model, seed)
     return model
 
 

@@ -8,9 +8,11 @@ from torch import Tensor
 from gap3d.features.encoders import load_encoder
 from gap3d.features.images import normalise, resize_and_crop
 from gap3d.metrics.extractors.extractor import PictureFeatures
+from gap3d.records import SystemicFault
 from gap3d.settings import Limits, TargetSettings
 
 DINOV2_LARGE = "facebook/dinov2-large"
+SETTING = "evaluation.dinov2"
 
 
 class Dinov2Features(PictureFeatures):
@@ -37,7 +39,10 @@ class Dinov2Features(PictureFeatures):
         device: str | None = None,
     ) -> None:
         settings = TargetSettings(encoder=weights, revision=revision, image_size=image_size, seed=seed)
-        self._encoder = load_encoder(settings, device=device)
+        try:
+            self._encoder = load_encoder(settings, device=device)
+        except SystemicFault as fault:
+            raise SystemicFault(str(fault).replace("targets.encoder", SETTING)) from fault
         super().__init__(
             self._encoder.family.title,
             self._encoder.layout.width,

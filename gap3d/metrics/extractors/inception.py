@@ -8,10 +8,10 @@ from PIL import Image
 from torch import Tensor
 
 from gap3d.features.images import IMAGENET, Normalisation, normalise
-from gap3d.features.weights import weights_hash
+from gap3d.features.weights import read_state, weights_hash
 from gap3d.metrics.extractors.extractor import PictureFeatures, device_of
 from gap3d.metrics.extractors.inception_v3 import UNUSED, InceptionV3
-from gap3d.metrics.extractors.published import RANDOM_SMALL, Published, load_into, randomise, read_checkpoint
+from gap3d.metrics.extractors.published import RANDOM_SMALL, Published, load_into, randomise_layers
 
 RESIZED, SIDE = 342, 299
 SLIM = 8  # divisor of the small one's channels
@@ -53,9 +53,9 @@ class InceptionFeatures(PictureFeatures):
         network = InceptionV3(slim=1 if trained else SLIM)
         if trained:
             path = PUBLISHED.file(weights)
-            load_into(network, read_checkpoint(path), path, UNUSED)
+            load_into(network, read_state(path, "Inception-v3"), path, UNUSED)
         else:
-            randomise(network, seed)
+            randomise_layers(network, seed)
         super().__init__(
             "Inception-v3",
             network.width,

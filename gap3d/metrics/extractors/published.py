@@ -1,19 +1,14 @@
 """Published weights of an extractor: where they are fetched, where they lie, and what to say when they can't be had."""
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
-import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from gap3d.features.weights import first_line
+from gap3d.features.weights import first_line, randomise
 from gap3d.records import SystemicFault
 
 RANDOM_SMALL = "random-small"
@@ -77,35 +72,6 @@ class Published:
         )
 
 
-def read_checkpoint(path: Path, entry: str = "") -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or a pickle by name; a pickle may hold tensors and plain values, no code.
-
-    Args:
-        path: of the file.
-        entry: of a checkpoint of a training: what holds the weights, if the file has such an entry.
-
-    Raises:
-        SystemicFault: it is damaged, or holds something else.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        if start[8:] == b"{":  # the length of a JSON header, and the header
-            return safetensors.torch.load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise SystemicFault(
-            f"weights {str(path)!r} are a pickle that could run code, or damaged: not opened"
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise SystemicFault(f"weights {str(path)!r} can't be read: {first_line(error)}") from error
-    if isinstance(state, dict):
-        state = state.get(entry, state)
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise SystemicFault(f"weights {str(path)!r} are not a table of tensors by name, as their authors publish them")
-    return state
-
-
 def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path, unused: tuple[str, ...] = ()) -> None:
     """Load weights by name, in float32; none may be missing or left over.
 
@@ -126,11 +92,6 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path, unused
         raise SystemicFault(f"weights {str(path)!r} are of another network: {words}") from error
 
 
-@torch.no_grad()
-def randomise(module: nn.Module, seed: int) -> None:
-    """Random weights that follow the seed alone; activations keep their size from layer to layer."""
-    # numpy's normal numbers are the same on every processor; torch's depend on the vector unit.
-    rng = np.random.Generator(np.random.PCG64(seed))
-    for _, tensor in sorted(module.state_dict().items()):
-        if tensor.ndim > 1:
-            tensor.copy_(torch.from_numpy((2 / tensor[0].numel()) ** 0.5 * rng.standard_normal(tensor.shape)))
+def randomise_layers(network: nn.Module, seed: int) -> None:
+    """Random weights that follow the seed alone; through rectifiers, activations keep their size."""
+    randomise(network, seed, lambda _, tensor: (2 / tensor[0].numel()) ** 0.5)
