@@ -28,6 +28,8 @@ if __name__ == "__main__":
             "definitions",
             "atlas",
             "condition",
+            "retrieval",
+            "distances",
         )
         for name in (*of_objects, *others):
             print(f"\n== {name}", flush=True)

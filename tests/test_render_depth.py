@@ -5,6 +5,7 @@ import pytest
 from blender_files import QUICK, ply_of_boxes
 
 from gap3d.cameras import Camera, look_at_origin
+from gap3d.metrics.unprojection import unproject
 from gap3d.settings import Limits, RenderSettings
 from render.job import Model, View
 from render.worker import Blender
@@ -59,6 +60,7 @@ def test_every_pixel_unprojects_to_the_surface_the_right_way_up(blender, tmp_pat
     focal = 32 / np.tan(np.radians(camera.fov) / 2)
     local = np.stack([(columns + 0.5 - 32) * z / focal, (32 - rows - 0.5) * z / focal, -z], axis=1)
     points = local @ camera.camera_to_world[:3, :3].T + camera.position
+    np.testing.assert_allclose(unproject(depth, camera.camera_to_world, camera.fov_radians), points, atol=1e-9)
     middle = low + np.array((0.25, 0.5, 0.5))
     away = [distance_to_box(points + middle, low, size) for size in ((0.5, 1.0, 0.3), (0.1, 0.1, 1.0))]
     # A pixel's depth is that of one point in it, up to half a pixel (0.012 here) beside its middle.

@@ -144,6 +144,18 @@ class Encoder:
             targets[start : start + len(chunk)] = targets_from_prenorm(prenorm)[: len(chunk)].cpu()
         return targets
 
+    @torch.inference_mode()
+    def normed_cls(self, pixels: Tensor) -> Tensor:
+        """CLS after the encoder's own final norm: what DINOv2's authors compare images by (specification 8.3).
+
+        Args:
+            pixels: float32 [B, 3, S, S] of ``images.to_pixels``.
+
+        Returns:
+            float32 [B, C] on the CPU.
+        """
+        return self.family.final_norm(self._model, self._prenorm(pixels.to(self._device))[:, 0]).float().cpu()
+
     def _normalised(self, pixels: Tensor) -> Tensor:
         """``images.normalise`` on the device, bit for bit: uint8 [B, S, S, 3 or 4] to float32 [B, 3, S, S]."""
         unit = pixels.permute(0, 3, 1, 2).float() / self._std.new_tensor(255)  # by a number, a GPU would multiply

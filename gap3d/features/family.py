@@ -60,6 +60,10 @@ class Family(ABC):
         The model's own forward would run the final norm too; its hidden_states[-1] would keep all the others.
         """
 
+    def final_norm(self, model: Any, tokens: Tensor) -> Tensor:
+        """The model's own norm of tokens [..., C] of the last block."""
+        return model.get_submodule(self.names["norm.weight"].removesuffix(".weight"))(tokens)
+
     def renamed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The authors' weights under the names of transformers.
 

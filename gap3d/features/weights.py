@@ -32,8 +32,13 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pth file by name; a pickle may hold tensors and nothing else.
+def read_state(path: Path, what: str = "encoder", entry: str = "") -> dict[str, Tensor]:
+    """The tensors of a .safetensors or .pth file by name; a pickle may hold tensors and plain values, and no code.
+
+    Args:
+        path: of the file.
+        what: it is, for the words of a fault.
+        entry: of a checkpoint of a training: the one that holds the weights. A file without it is all weights.
 
     Raises:
         SystemicFault: it is damaged, or holds something else.
@@ -46,12 +51,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise SystemicFault(
-            f"encoder {str(path)!r} is a pickle of more than tensors, which could run code, or damaged: not opened"
+            f"{what} {str(path)!r} is a pickle of more than tensors, which could run code, or damaged: not opened"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise SystemicFault(f"encoder {str(path)!r} can't be read: {first_line(error)}") from error
+        raise SystemicFault(f"{what} {str(path)!r} can't be read: {first_line(error)}") from error
+    if isinstance(state, dict):
+        state = state.get(entry, state)
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise SystemicFault(f"encoder {str(path)!r} is not a plain table of tensors by name, as the authors publish it")
+        raise SystemicFault(f"{what} {str(path)!r} is not a plain table of tensors by name, as the authors publish it")
     return state
 
 

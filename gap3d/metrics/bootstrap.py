@@ -1,0 +1,60 @@
+"""Confidence intervals of means over samples, by the percentile bootstrap."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gap3d.seeds import generator
+
+DRAWN = 1 << 22  # numbers drawn at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and where it could lie if other samples of the same kind had been drawn.
+
+    Attributes:
+        mean: of the samples.
+        low: lower end; None with one sample, which tells nothing of the spread.
+        high: upper end; None likewise.
+        samples: how many.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    samples: int
+
+
+def mean_interval(
+    values: Sequence[float] | NDArray[np.floating], *, seed: int, level: float = 0.95, resamples: int = 2000
+) -> Interval:
+    """The mean of one number a sample, and its interval.
+
+    Args:
+        values: [N], finite. A recall is the mean of hits, 0 or 1.
+        seed: of the resampling: the same values and seed give the same interval.
+        level: share of the resampled means between the ends.
+        resamples: of N samples each, drawn with replacement.
+
+    Raises:
+        ValueError: no samples, or numbers that are not finite.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or not len(sample):
+        raise ValueError(f"values of shape {sample.shape} have no mean: give one number a sample")
+    if not np.isfinite(sample).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(sample))} of {len(sample)} values are not finite")
+    mean = float(sample.mean())
+    if len(sample) == 1:
+        return Interval(mean, None, None, 1)
+    draws = generator("", seed, "bootstrap")
+    at_once = max(1, DRAWN // len(sample))
+    means = [
+        sample[draws.integers(len(sample), size=(min(at_once, resamples - done), len(sample)))].mean(1)
+        for done in range(0, resamples, at_once)
+    ]
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high), len(sample))

@@ -1,0 +1,1 @@
+"""What turns pictures, texts and point clouds into the features that distances and scores compare."""
