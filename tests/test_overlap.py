@@ -4,6 +4,7 @@ Nothing is timed: who waits, waits for an event that only overlap brings about.
 """
 
 import os
+import shutil
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -143,6 +144,26 @@ def test_over_many_shards_there_is_one_encoder_and_its_time_is_accounted_for(rea
     assert {"decode", "pack", "write", "commit"} <= set(report.of("targets", "0").costs)
     assert run_targets(ready).utilisation("targets").images == 0
     assert len(made) == 1
+
+
+def test_an_encoder_that_is_handed_two_items_at_once_makes_the_same_rows_and_its_time_adds_up(ready, monkeypatch):
+    """As on a GPU."""
+    run_targets(ready)
+    wanted = rows_of(ready, "targets")
+    monkeypatch.setattr(featurizer.Encoder, "calls", 2)
+    again = ready.model_copy(update={"store": ready.store.with_name("again")})
+    shutil.copytree(ready.store, again.store)
+    shutil.rmtree(again.store / again.collection / "targets")
+    report = run_targets(again)
+    busy = report.utilisation("targets")
+    assert busy.images == 6
+    assert 0 < sum(busy.seconds.values()) < report.wall_s
+    assert min(busy.seconds.values()) >= 0
+    found = rows_of(again, "targets")
+    assert found.keys() == wanted.keys()
+    for key, (status, _, data) in wanted.items():
+        assert found[key][0] == status == "ok"
+        assert found[key][2] == data
 
 
 def test_shares_of_an_encoders_time_add_up_to_all_of_it():

@@ -112,7 +112,7 @@ def columns_of(tokens: Tensor, layout: TokenLayout, dtype: StoreDtype) -> dict[s
         ValueError: another shape, or numbers that are not finite in that format.
     """
     cls, registers, patches = layout.split(tokens[None])
-    columns: dict[str, Any] = {"cls": cls[0].float().numpy()}
+    columns: dict[str, Any] = {"cls": cls[0].to(torch.float32, copy=True).numpy()}  # a view would keep all tokens
     for name, part in (("registers", registers[0]), ("patches", patches[0])):
         if dtype == "int8":
             values, scales = quantise(part)
