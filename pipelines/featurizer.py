@@ -41,10 +41,13 @@ class Featurizer:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.encoder: Encoder = load_encoder(settings.targets, threads=settings.compute.encoder_threads)
-        self.decoders = ThreadPoolExecutor(settings.compute.encoder_threads, thread_name_prefix="decode")
-        # On a CPU always the same thread: one team of OpenMP's.
-        self.engine = ThreadPoolExecutor(self.encoder.calls, thread_name_prefix="encode")
+        threads = settings.compute.encoder_threads
+        self.decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        # A GPU goes on with a second item while the first waits for its tokens. On a CPU one thread loads the encoder
+        # and runs it, and in no other torch has more to do than it does alone: else that thread would get a team of
+        # OpenMP's too, and where all teams have more members than there are cores, they sleep at every wait.
+        self.engine = ThreadPoolExecutor(2 if cuda_here() else 1, thread_name_prefix="encode")
+        self.encoder: Encoder = self.engine.submit(load_encoder, settings.targets, threads=threads).result()
         self.turn, self.clock = threading.Lock(), threading.Lock()
         self.closing = threading.Event()
         self.idle_since = time.perf_counter()  # of the encoder

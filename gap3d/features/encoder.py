@@ -91,11 +91,6 @@ class Encoder:
         return name if self.images_per_pass == GPU_PASS else f"{name}, passes of {self.images_per_pass}"
 
     @property
-    def calls(self) -> int:
-        """Calls of ``encode`` to make at once: a GPU goes on with the second while the first waits for its tokens."""
-        return 2 if self._device.type == "cuda" else 1
-
-    @property
     def images_per_pass(self) -> int:
         """Images per forward pass; a batch that is a multiple of it wastes nothing."""
         return self._passes.size
