@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from gap3d import schemas
 from gap3d.features import tokens
-from gap3d.readers.batches import Collate
+from gap3d.readers.batches import Collate, prefetch
 from gap3d.readers.targets import TargetDataset
 from gap3d.records import Outcome
 from gap3d.settings import ComputeSettings, Limits
@@ -112,11 +112,11 @@ def samples(dataset: TargetDataset) -> int:
     return total
 
 
-def batches(dataset: TargetDataset, collate: Collate, workers: int = 0) -> int:
+def batches(dataset: TargetDataset, collate: Collate, workers: int = 0, *, thread: bool = False) -> int:
     """Every batch as one tensor [16, 1374, 1024], a number of each page looked at."""
     loader = DataLoader(dataset, BATCH, collate_fn=collate, num_workers=workers)
     total = 0
-    for batch in loader:
+    for batch in prefetch(loader) if thread else loader:
         assert batch.tokens.view(torch.int16).flatten()[::2048].sum() is not None
         total += batch.tokens.nbytes
     return total
@@ -168,6 +168,7 @@ def speed(folder: Path, rows: list[torch.Tensor], repeats: int) -> None:
         "plain read, memory of a batch": partial(plain, path, np.zeros(BATCH * row_bytes, np.uint8)),
         "samples (views of the file)": partial(samples, dataset),
         "batches, in this process": partial(batches, dataset, collate),
+        "batches, one thread (prefetch)": partial(batches, dataset, collate, thread=True),
         "batches, DataLoader of 1 worker": partial(batches, dataset, collate, 1),
         "batches, DataLoader of 2 workers": partial(batches, dataset, collate, 2),
     }

@@ -41,10 +41,14 @@ class Featurizer:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.encoder: Encoder = load_encoder(settings.targets, threads=settings.compute.encoder_threads)
-        self.decoders = ThreadPoolExecutor(settings.compute.encoder_threads, thread_name_prefix="decode")
-        self.engine = ThreadPoolExecutor(1, thread_name_prefix="encode")  # always the same thread: one team of OpenMP's
-        self.turn = threading.Lock()
+        threads = settings.compute.encoder_threads
+        self.decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        # A GPU goes on with a second item while the first waits for its tokens. On a CPU one thread loads the encoder
+        # and runs it, and in no other torch has more to do than it does alone: else that thread would get a team of
+        # OpenMP's too, and where all teams have more members than there are cores, they sleep at every wait.
+        self.engine = ThreadPoolExecutor(2 if cuda_here() else 1, thread_name_prefix="encode")
+        self.encoder: Encoder = self.engine.submit(load_encoder, settings.targets, threads=threads).result()
+        self.turn, self.clock = threading.Lock(), threading.Lock()
         self.closing = threading.Event()
         self.idle_since = time.perf_counter()  # of the encoder
 
@@ -109,8 +113,6 @@ class Featurizer:
         if len(good) < len(pixels):
             pixels = pixels[good]
         begun = time.perf_counter()
-        no_item = min(max(arrived - self.idle_since, 0.0), begun - self.idle_since)
-        no_pixels = begun - self.idle_since - no_item
         # On a CPU an image takes seconds: whoever stops a run waits for one of them, not for a batch.
         step = 1 if self.encoder.images_per_pass == 1 else len(pixels)
         tokens: list[Tensor] = []
@@ -118,7 +120,11 @@ class Featurizer:
             if self.closing.is_set():
                 raise SystemicFault("the encoder was stopped")
             tokens += self.encoded(pixels[start : start + step])
-        self.idle_since = time.perf_counter()
+        with self.clock:
+            begun = max(begun, self.idle_since)  # until then a GPU was at the item before
+            no_item = min(max(arrived - self.idle_since, 0.0), begun - self.idle_since)
+            no_pixels = begun - self.idle_since - no_item
+            self.idle_since = time.perf_counter()
         spent = {FORWARD: self.idle_since - begun, DECODE: no_pixels, FEED: no_item}
         return iter(tokens), {name: seconds / len(pixels) for name, seconds in spent.items()}
 

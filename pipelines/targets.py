@@ -26,6 +26,7 @@ from pipelines.utilisation import Utilisation
 from pipelines.worker import Resources
 
 AHEAD = 3  # items at work at an encoder: one in it, one that is decoded, one that is handed over
+GPU_AHEAD = 4  # ... and one that the GPU goes on with
 BATCH = {"cpu": 4, "gpu": 64}
 PROGRAMS = {"renders": "rendering", "images": "images"}
 
@@ -49,7 +50,8 @@ def make_job(settings: Settings) -> Job:
     schema = schemas.targets(layout.registers, layout.patches, layout.width, section.store_dtype, section.compression)
 
     upstream = settings.pictures
-    size = settings.compute.batch_size or BATCH[device_of(settings)]
+    device = device_of(settings)
+    size = settings.compute.batch_size or BATCH[device]
 
     def rows(shard: str) -> list[Row]:
         held = require_complete(store, upstream, shard, PROGRAMS[upstream])
@@ -107,7 +109,11 @@ def make_job(settings: Settings) -> Job:
         factory=partial(Featurizer, settings),
         singly=singly,
         resources=Resources(
-            max(1, settings.compute.workers // threads), cpus=float(threads), gpus=gpus, custom=custom, ahead=AHEAD
+            max(1, settings.compute.workers // threads),
+            cpus=float(threads),
+            gpus=gpus,
+            custom=custom,
+            ahead=GPU_AHEAD if device == "gpu" else AHEAD,
         ),
         unit="image",
         says=says,

@@ -198,7 +198,7 @@ def test_a_filled_up_pass_changes_nothing(small, monkeypatch):
     """The path of a GPU, with its full passes, on the CPU."""
     batch = pixels(5)
     alone = small.encode(batch)
-    monkeypatch.setattr("gap3d.features.encoder.CPU_PASS", 4)
+    monkeypatch.setattr(small._passes, "size", 4)
     torch.testing.assert_close(small.encode(batch), alone, atol=1e-5, rtol=0)
     assert torch.equal(small.encode(batch)[4], small.encode(batch[4:])[0])
 

@@ -4,6 +4,7 @@ Nothing is timed: who waits, waits for an event that only overlap brings about.
 """
 
 import os
+import shutil
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from folders import digests
 from pictures import of_images, pairs, picture, rows_of, run_images, write_tar
+from processes import wait_for
 from remains import new_run
 
 from gap3d.fingerprints import row_digest
@@ -130,9 +132,12 @@ def test_an_encoder_that_fails_ends_the_run_and_no_picture_is_blamed(ready, monk
 def test_over_many_shards_there_is_one_encoder_and_its_time_is_accounted_for(ready, monkeypatch):
     made = []
     load = featurizer.load_encoder
-    monkeypatch.setattr(featurizer, "load_encoder", lambda *args, **kw: made.append(1) or load(*args, **kw))
+    monkeypatch.setattr(
+        featurizer, "load_encoder", lambda *a, **kw: made.append(threading.current_thread().name) or load(*a, **kw)
+    )
     report = run_targets(ready)
     assert len(made) == 1
+    assert made[0].startswith("encode")  # its own thread, so that the run's gets no team of OpenMP's
     assert len(report.of_stage("targets")) == 2
     busy = report.utilisation("targets")
     assert busy.images == 6
@@ -143,6 +148,49 @@ def test_over_many_shards_there_is_one_encoder_and_its_time_is_accounted_for(rea
     assert {"decode", "pack", "write", "commit"} <= set(report.of("targets", "0").costs)
     assert run_targets(ready).utilisation("targets").images == 0
     assert len(made) == 1
+
+
+def test_an_encoder_that_is_handed_two_items_at_once_makes_the_same_rows_and_its_time_adds_up(ready, monkeypatch):
+    """As on a GPU."""
+    run_targets(ready)
+    wanted = rows_of(ready, "targets")
+    monkeypatch.setattr(featurizer, "cuda_here", lambda: True)
+    again = ready.model_copy(update={"store": ready.store.with_name("again")})
+    shutil.copytree(ready.store, again.store)
+    shutil.rmtree(again.store / again.collection / "targets")
+    report = run_targets(again)
+    busy = report.utilisation("targets")
+    assert busy.images == 6
+    assert 0 < sum(busy.seconds.values()) < report.wall_s
+    assert min(busy.seconds.values()) >= 0
+    found = rows_of(again, "targets")
+    assert found.keys() == wanted.keys()
+    for key, (status, _, data) in wanted.items():
+        assert found[key][0] == status == "ok"
+        assert found[key][2] == data
+
+
+def test_a_worker_on_a_cpu_has_one_team_of_threads(ready, monkeypatch):
+    """More teams than cores would sleep whenever they wait."""
+    monkeypatch.setattr(featurizer, "cuda_here", lambda: False)
+    found, close = [], featurizer.Featurizer.close
+
+    def nameless():
+        """Threads that are not Python's: members of teams, and those of Arrow."""
+        return len(list(Path("/proc/self/task").iterdir())) - threading.active_count()
+
+    def counting(self):
+        found.append(nameless())
+        close(self)
+
+    monkeypatch.setattr(featurizer.Featurizer, "close", counting)
+    section = ready.targets.model_copy(update={"image_size": 518})  # at which even packing would be worth a team
+    compute = ready.compute.model_copy(update={"encoder_threads": 3})
+    settings = ready.model_copy(update={"targets": section, "compute": compute})
+    assert run_targets(settings).by_status("targets") == {"ok": 6}
+    wait_for(
+        lambda: nameless() == found[0] - 2, LONG, "the team of two has ended with the encoder's thread, and no other"
+    )
 
 
 def test_shares_of_an_encoders_time_add_up_to_all_of_it():

@@ -25,10 +25,12 @@ def test_a_pass_stays_within_the_stated_bound_of_bytes(tmp_path):
         write_index(store)
         folders[compression] = str(store.folder)
     passes = [
-        (folders["none"], 4, {}),
-        (folders["none"], 4, {"verify": True}),
-        (folders["zstd"], 4, {"interleave": 3}),
-        (f"file://{folders['zstd']}", 4, {"interleave": 3, "verify": True}),
+        (folders["none"], 4, 0, {}),
+        (folders["none"], 4, 2, {}),
+        (folders["none"], 4, 0, {"verify": True}),
+        (folders["zstd"], 4, 0, {"interleave": 3}),
+        (folders["zstd"], 4, 2, {"interleave": 2}),
+        (f"file://{folders['zstd']}", 4, 0, {"interleave": 3, "verify": True}),
     ]
     program = [sys.executable, str(HERE / "reading_memory.py"), json.dumps(passes)]
     ran = subprocess.run(program, capture_output=True, text=True, cwd=HERE.parent, check=True)

@@ -1,5 +1,8 @@
 """Token layout and stored form."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gap3d.features.tokens import TORCH_DTYPES, TokenLayout, dequantise, pack, quantise, targets_from_prenorm, unpack
+from gap3d.features.tokens import (
+    TORCH_DTYPES,
+    TokenLayout,
+    columns_of,
+    dequantise,
+    pack,
+    quantise,
+    targets_from_prenorm,
+    unpack,
+)
 
 LAYOUT = TokenLayout(registers=4, grid=(3, 5), width=8)
 
@@ -64,6 +76,33 @@ def test_pack_and_unpack(dtype):
 def test_the_bytes_are_little_endian_halves():
     assert pack(np.array([1.0, -2.0]), "float16") == np.array([1, -2], "<f2").tobytes()
     assert pack(np.array([1.0]), "bfloat16") == b"\x80\x3f"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_packing_takes_one_thread_whatever_torch_may_have(dtype):
+    layout = TokenLayout(4, (16, 16), 512)
+    tokens = torch.randn(layout.count, layout.width)
+
+    def threads_more():
+        before = len(list(Path("/proc/self/task").iterdir()))
+        columns_of(tokens, layout, dtype)
+        return torch.get_num_threads(), len(list(Path("/proc/self/task").iterdir())) - before
+
+    given = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(threads_more).result() == (3, 0)
+    finally:
+        torch.set_num_threads(given)
+
+
+def test_a_row_keeps_no_more_than_its_own_numbers():
+    layout = TokenLayout(0, (2, 2), 8)
+    tokens = torch.randn(layout.count, layout.width)
+    row = columns_of(tokens, layout, "float16")
+    assert row["cls"].tolist() == tokens[0].tolist()
+    assert not np.shares_memory(row["cls"], tokens.numpy())
 
 
 def test_unpack_copies_nothing_and_keeps_the_buffer():

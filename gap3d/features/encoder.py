@@ -15,19 +15,15 @@ from torch import Tensor
 from gap3d.features import attention, images, linear
 from gap3d.features.families import family_of
 from gap3d.features.images import Normalisation
+from gap3d.features.passes import GPU_PASS, Passes
 from gap3d.features.tokens import TORCH_DTYPES, TokenLayout, targets_from_prenorm
 from gap3d.features.weights import PREPROCESSING, weights_hash
 from gap3d.fingerprints import digest_of
+from gap3d.records import SystemicFault
 from gap3d.settings import TargetSettings
 
 UNTRAINED = "UNTRAINED random weights"
 UNTRAINED_MARK = "gap3d_untrained"  # in the configuration of saved random weights
-
-# Images per forward pass, whatever the caller's batch: a matrix product may sum in another order when its
-# shape changes, and stored bytes must not depend on which images happened to travel together. One image at
-# a time costs a CPU nothing; a GPU gets full passes, the last one filled up.
-CPU_PASS = 1
-GPU_PASS = 16
 
 
 class Encoder:
@@ -43,6 +39,7 @@ class Encoder:
 
     Raises:
         ValueError: the image size is no multiple of the patch size, or the model is of no family.
+        SystemicFault: a GPU has no memory for one image.
     """
 
     def __init__(
@@ -62,12 +59,12 @@ class Encoder:
         self.normalisation = normalisation or self.family.normalisation
         self.layout = layout(model.config, settings.image_size)
         self.weights_hash = weights_hash(model.state_dict())
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = model.eval().requires_grad_(False)
         # Not Module.to: DINOv3's frequencies are a buffer, and rounded to bfloat16 they would turn other angles.
         for parameter in self._model.parameters():
             parameter.data = parameter.data.to(TORCH_DTYPES[settings.dtype])
-        self._model.to(self._device)
+        self._model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device: torch.device = self._model.device  # with its index: encode may be called by any thread
         self._tuned = attention.install(self._model)
         if self._tuned:
             linear.pack(self._model)
@@ -75,6 +72,8 @@ class Encoder:
             torch.tensor(values, device=self._device)[:, None, None]
             for values in (self.normalisation.mean, self.normalisation.std)
         )
+        self._passes = Passes(self._targets, self._device)
+        self._fit()
 
     @property
     def label(self) -> str:
@@ -83,15 +82,18 @@ class Encoder:
 
     @property
     def device(self) -> str:
-        """Where it runs: cpu, or the name of the GPU; and the attention, where it isn't torch's."""
+        """Where it runs: cpu, or the name of the GPU; and attention or size of a pass where they are not the usual."""
         if self._tuned:
             return f"{self._device.type}, attention {attention.NAME}"
-        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type
+        if self._device.type != "cuda":
+            return self._device.type
+        name = torch.cuda.get_device_name(self._device)
+        return name if self.images_per_pass == GPU_PASS else f"{name}, passes of {self.images_per_pass}"
 
     @property
     def images_per_pass(self) -> int:
         """Images per forward pass; a batch that is a multiple of it wastes nothing."""
-        return GPU_PASS if self._device.type == "cuda" else CPU_PASS
+        return self._passes.size
 
     @property
     def description(self) -> dict[str, Any]:
@@ -124,7 +126,7 @@ class Encoder:
                 same normalised, float32 [B, 3, S, S] of ``images.to_pixels``, four times the bytes.
 
         Returns:
-            float32 [B, T, C] on the CPU; T and C as in ``layout``.
+            float32 [B, T, C] on the CPU, page-locked if it comes from a GPU; T and C as in ``layout``.
 
         Raises:
             ValueError: the shape is another.
@@ -136,13 +138,22 @@ class Encoder:
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) not in shapes:
             wanted = " or ".join(f"[B, {', '.join(map(str, shape))}]" for shape in shapes)
             raise ValueError(f"pixels {tuple(pixels.shape)} of {pixels.dtype} are not {wanted}")
-        targets = torch.empty(len(pixels), self.layout.count, self.layout.width)
-        for start in range(0, len(pixels), self.images_per_pass):
-            chunk = pixels[start : start + self.images_per_pass].to(self._device)
-            filled = torch.nn.functional.pad(chunk, (0, 0) * 3 + (0, self.images_per_pass - len(chunk)))
-            prenorm = self._prenorm(self._normalised(filled) if raw else filled)
-            targets[start : start + len(chunk)] = targets_from_prenorm(prenorm)[: len(chunk)].cpu()
-        return targets
+        return self._passes(pixels, (self.layout.count, self.layout.width))
+
+    @torch.inference_mode()
+    def _fit(self) -> None:
+        side = self.settings.image_size
+        try:
+            self._passes.fit(torch.zeros(side, side, 4, dtype=torch.uint8), (self.layout.count, self.layout.width))
+        except torch.OutOfMemoryError as error:
+            raise SystemicFault(
+                f"the encoder does not fit the GPU's memory with one image of {side} pixels: use a GPU that is free or "
+                f"larger, --targets.dtype bfloat16, or --compute.encoder_gpus 1 where several share it ({error})"
+            ) from error
+
+    def _targets(self, pixels: Tensor) -> Tensor:
+        """Pixels of ``encode`` on the device to targets there."""
+        return targets_from_prenorm(self._prenorm(self._normalised(pixels) if pixels.dtype == torch.uint8 else pixels))
 
     @torch.inference_mode()
     def normed_cls(self, pixels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +97,22 @@ def identity(settings: TargetSettings) -> dict[str, Any]:
 @functools.lru_cache(maxsize=4)
 def _identity(settings: TargetSettings, stamps: str) -> dict[str, Any]:
     if stamps == "[]" and settings.encoder not in RANDOM_FAMILIES:
-        return load_encoder(settings, device="cpu").description
+        return _described(settings)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gap3d" / "encoders"
     versions = [DESCRIPTION, *(importlib.metadata.version(name) for name in ("torch", "transformers"))]
     name = hashlib.sha256(json.dumps([settings.model_dump(), stamps, versions]).encode()).hexdigest()
     known = cache / f"{name}.json"
     if known.exists():
         return json.loads(known.read_text())
-    found = load_encoder(settings, device="cpu").description
+    found = _described(settings)
     write_atomically(known, json.dumps(found).encode())
     return found
+
+
+def _described(settings: TargetSettings) -> dict[str, Any]:
+    # In a thread that ends, and with it its team of OpenMP's: see pipelines.featurizer.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(load_encoder, settings, device="cpu").result().description
 
 
 def _weights_files(settings: TargetSettings) -> list[Path]:

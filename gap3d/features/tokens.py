@@ -5,6 +5,7 @@ Tokens stand in the encoder's order: CLS, register tokens, patch tokens row by r
 
 import ctypes
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,7 +113,7 @@ def columns_of(tokens: Tensor, layout: TokenLayout, dtype: StoreDtype) -> dict[s
         ValueError: another shape, or numbers that are not finite in that format.
     """
     cls, registers, patches = layout.split(tokens[None])
-    columns: dict[str, Any] = {"cls": cls[0].float().numpy()}
+    columns: dict[str, Any] = {"cls": cls[0].to(torch.float32, copy=True).numpy()}  # a view would keep all tokens
     for name, part in (("registers", registers[0]), ("patches", patches[0])):
         if dtype == "int8":
             values, scales = quantise(part)
@@ -135,24 +136,36 @@ def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: a number is not finite.
     """
     exact = tokens.float()
-    if not torch.isfinite(exact).all():
+    values, scales = torch.empty(exact.shape, dtype=torch.int8), torch.empty(exact.shape[:-1])
+    for value, scale, piece in serially(values, scales[..., None], exact):
+        torch.div(piece.abs().amax(-1, keepdim=True), STEPS, out=scale)
+        # A token of zeros has scale 0, and its quotients are not numbers.
+        steps = np.rint(torch.nan_to_num(piece / scale).numpy())  # torch's round takes threads for 2048 numbers
+        value.copy_(torch.from_numpy(steps).clamp(-STEPS, STEPS))
+    if not torch.isfinite(scales).all():
         raise ValueError(f"numbers of shape {tuple(tokens.shape)} are not all finite")
-    scales = exact.abs().amax(-1) / STEPS
-    # A token of zeros has scale 0, and its quotients are not numbers.
-    values = torch.nan_to_num(exact / scales[..., None]).round().clamp(-STEPS, STEPS)
-    return values.to(torch.int8), scales
+    return values, scales
 
 
 def dequantise(values: Tensor, scales: Tensor) -> Tensor:
     """The inverse of ``quantise`` up to its error: float16 [..., C]."""
     tokens = torch.empty(values.shape, dtype=torch.float16)
-    # So few at a time that they stay in the cache, and that torch takes one thread for them: it would wait for all
-    # cores, whatever else they have to do, and a loader has workers for more than one.
-    few = max(1, (SERIAL - 1) // max(1, values.shape[-1]))
-    pieces = (tensor.flatten(0, -2).split(few) for tensor in (tokens, values, scales[..., None]))
-    for target, value, scale in zip(*pieces, strict=True):
+    for target, value, scale in serially(tokens, values, scales[..., None]):
         target.copy_(value * scale)
     return tokens
+
+
+def serially(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of the same rows, some rows at a time: so few that they stay in the cache and torch takes one thread.
+
+    With more it would take a team of threads, and wait for all cores whatever else they have to do: a loader has
+    workers for more than one. And an encoder in this process would no longer be the only one that has a team.
+
+    Args:
+        tensors: [..., C], C being their own; contiguous where they are written to.
+    """
+    few = max(1, (SERIAL - 1) // max(1, *(tensor.shape[-1] for tensor in tensors)))
+    return zip(*(tensor.reshape(-1, tensor.shape[-1]).split(few) for tensor in tensors), strict=True)
 
 
 def pack(array: Tensor | NDArray[Any], dtype: StoreDtype | Literal["float32"]) -> bytes:
@@ -161,12 +174,16 @@ def pack(array: Tensor | NDArray[Any], dtype: StoreDtype | Literal["float32"]) -
     Raises:
         ValueError: a number is not finite in that format.
     """
-    exact = torch.as_tensor(array).detach().cpu()
-    tensor = exact.to(TORCH_DTYPES[dtype]).contiguous()
+    exact = torch.as_tensor(array).detach().cpu().contiguous()
+    packed, size = torch.empty(exact.shape, dtype=TORCH_DTYPES[dtype]), exact.numel()
+    extremes: list[Tensor] = []
+    for target, piece in serially(packed.reshape(size, 1), exact.reshape(size, 1)):
+        target.copy_(piece)
+        extremes += torch.aminmax(piece) if piece.numel() else ()
     # Rounding keeps the order, and what is no number is its own extreme: a tenth of the time of looking at all of them.
-    if exact.numel() and not torch.isfinite(torch.stack(torch.aminmax(exact)).to(tensor.dtype)).all():
-        raise ValueError(f"numbers of shape {tuple(tensor.shape)} are not all finite in {dtype}")
-    return tensor.view(torch.uint8).numpy().tobytes()
+    if extremes and not torch.isfinite(torch.stack(extremes).to(packed.dtype)).all():
+        raise ValueError(f"numbers of shape {tuple(packed.shape)} are not all finite in {dtype}")
+    return packed.view(torch.uint8).numpy().tobytes()
 
 
 def unpack(buffer: Any, shape: tuple[int, ...], dtype: str) -> Tensor:

@@ -48,7 +48,7 @@ class TargetDataset(ShuffledDataset):
         It counts, of row groups: ``interleave`` for each lane of the worker (none where rows are mapped) and four while
         one is decoded (none where it is neither decoded nor verified). Of batches of the store's numbers: four, and six
         with int8, whose samples are decoded one by one. Of the order: 40 bytes a row. Of the interpreter's own: 16 MiB.
-        A loader's queue of finished batches comes on top.
+        Finished batches that wait, of a loader's queue or of ``prefetch``, come on top.
 
         Args:
             workers: of the loader.
