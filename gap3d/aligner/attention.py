@@ -18,6 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gap3d.features.attention import blocked, is_faster
 
+FASTER = is_faster()  # asked once: torch.compile can't ask
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(query key^T / sqrt(D)) value.
@@ -34,7 +36,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     exact = math.frexp(scale)[0] == 0.5  # a power of two: scaling the queries loses nothing
     same = query.shape == key.shape and query.dtype == key.dtype == value.dtype == torch.bfloat16
-    if same and exact and query.device.type == "cpu" and is_faster():
+    if same and exact and query.device.type == "cpu" and FASTER:
         learning = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
         return attention(query, key, value, scale, learning)[0]
     return scaled_dot_product_attention(query, key, value).transpose(1, 2)
