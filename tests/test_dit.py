@@ -214,15 +214,17 @@ def test_rotation_leaves_unplaced_tokens_and_lengths_and_sees_only_differences_o
     torch.testing.assert_close(scores[1:, 2:, 1:, 2:], scores[:-1, :-2, :-1, :-2], atol=1e-5, rtol=0)
 
 
-def test_rotation_is_multiplication_by_complex_units():
+def test_rotation_turns_even_pairs_by_the_row_and_odd_ones_by_the_column():
     width, (rows, columns) = 12, GRID
     x = torch.randn(2, rows * columns, 3, width, generator=torch.Generator().manual_seed(0))
-    row, column = torch.arange(rows * columns) // columns, torch.arange(rows * columns) % columns
-    speeds = 10000.0 ** (-torch.arange(3) / 3)
-    angles = torch.stack((row[:, None] * speeds, column[:, None] * speeds), -1).flatten(1)
-    units = torch.polar(torch.ones_like(angles), angles)[:, None]
-    wanted = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * units).flatten(-2)
-    torch.testing.assert_close(rotation(0, GRID, width)(x), wanted, atol=1e-6, rtol=0)
+    found = rotation(0, GRID, width)(x)
+    for token in range(rows * columns):
+        for pair in range(width // 2):
+            place = (token // columns, token % columns)[pair % 2]
+            angle = torch.tensor(place * 10000.0 ** (-(pair // 2) / 3))
+            turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos())).view(2, 2)
+            both = slice(2 * pair, 2 * pair + 2)
+            torch.testing.assert_close(found[:, token, :, both], x[:, token, :, both] @ turn.T, atol=1e-6, rtol=0)
 
 
 def gradients(dit):

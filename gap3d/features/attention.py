@@ -96,14 +96,15 @@ def attention_forward(
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
-def blocked(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """softmax(scale * query key^T) value, in bfloat16, for inference.
+def blocked(query: Tensor, key: Tensor, value: Tensor, scale: float, kept: Tensor | None = None) -> Tensor:
+    """softmax(scale * query key^T) value, in bfloat16, without a gradient.
 
     Args:
         query: bfloat16 [B, H, T, D], of any strides.
         key: the same shape.
         value: the same shape.
         scale: a power of two.
+        kept: bfloat16 [B, H, T, T] gets the softmax; none lets go of it.
 
     Returns:
         [B, T, H, D], contiguous.
@@ -130,6 +131,8 @@ def blocked(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
             for row in range(0, tokens, rows):
                 block = queries[image, these, row : row + rows]
                 scores = memory[: count * block.shape[1] * tokens].view(count, -1, tokens)
+                if kept is not None:
+                    scores = kept[image, these, row : row + rows]
                 torch.bmm(block, keys[image, these], out=scores)
                 torch.softmax(scores, -1, out=scores)
                 into = result[image, row : row + rows, these].transpose(0, 1)
