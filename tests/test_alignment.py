@@ -126,8 +126,9 @@ def brute_force(predicted, true, k):
         for patch in range(len(units[0])):
             near = []
             for unit in units:
-                others = [other for other in range(len(unit)) if other != patch]
-                near.append(set(sorted(others, key=lambda other: (-(unit[patch] @ unit[other]), other))[:k]))
+                others = np.delete(np.arange(len(unit)), patch)
+                by_cosine = np.lexsort((others, -(unit[others] @ unit[patch])))  # of equal ones the first
+                near.append(set(others[by_cosine[:k]]))
             shares.append(len(near[0] & near[1]) / k)
         found.append(np.mean(shares))
     return found

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import dagster as dg
-import numpy as np
 import pytest
 from code_location import environment, load, materialize, metadata
 from dagster._core.events import StepMaterializationData
@@ -106,9 +105,9 @@ def test_a_materialisation_shows_its_curves_what_was_measured_and_where_the_chec
     assert next(iter(found)) == "curves"  # the UI keeps this order
     encoded = found["curves"].partition("data:image/png;base64,")[2].rstrip(")")
     assert len(found["curves"]) < 300_000  # it lies in the event log
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"))
-    assert picture.shape[1] >= 800
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
+    assert picture.width >= 800
+    assert len(picture.getcolors()) > 10
     assert found["loss_last"] < found["loss_first"]
     assert (found["steps"], found["samples"], found["held_out_pairs"]) == (12, 48, 2)
     assert -1 <= found["held_out_cosine_patches"] <= 1

@@ -18,6 +18,8 @@ import pytest
 from code_location import digests, environment, write_toys
 from dagster_site import ROOT, Site, executable
 from processes import alive, beyond_loopback, blenders, end, free_ports, listening, named, tree, wait_for
+from target_stores import collection
+from test_dagster_model import given as model_settings
 
 from gap3d.store import Store
 
@@ -90,6 +92,7 @@ def head(place, surroundings):
             process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
         end(alive(family))
         log.close()
 
@@ -311,3 +314,27 @@ def test_stopping_dagster_dev_in_the_middle_of_a_run_leaves_no_process(place, sl
     left = slow_site.stop()
     assert [named(process) for process in left] == []
     assert alive(running.blenders) == []
+
+
+@pytest.mark.slow
+def test_a_training_is_a_job_of_its_own_whose_result_the_asset_shows(place, surroundings, head):
+    collection(place / "model" / "store", 20)
+    settings = model_settings(place / "model", COMPUTE__MODE="job", COMPUTE__ADDRESS=head.address, COMPUTE__WORKERS="1")
+    history = place / "model" / "history"
+    history.mkdir()
+    words = ["asset", "materialize", "-m", "assets_defs.definitions", "--select", "pretrained_aligner"]
+    done = subprocess.run(
+        [executable("dagster"), *words],
+        env={**surroundings, **settings, "DAGSTER_HOME": str(history)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = (place / "model" / "store" / "test" / "aligner").glob("pretrain-*/result.json")
+    assert json.loads(result.read_text())["step"] == 12
+    listed = ray(surroundings, head, "job", "list").stdout
+    assert "-pretrain-all-0" in listed
+    for check in ("loss_fell", "no_nan", "resumable"):
+        assert f"Asset check '{check}' on 'pretrained_aligner' passed" in done.stderr

@@ -17,6 +17,7 @@ pytestmark = NEEDED
 PARTITIONS = """{ assetNodeOrError(assetKey: {path: ["downloads"]}) { ... on AssetNode { assetPartitionStatuses {
   ... on DefaultPartitionStatuses { materializedPartitions } } } } }"""
 ASSETS = ("catalog", "shard_manifest", "downloads", "views", "renders", "targets", "dataset")
+ALIGNERS = ("pretrained_aligner", "finetuned_aligner")
 
 
 def button(text: str) -> str:
@@ -99,7 +100,8 @@ def test_the_asset_graph_loads_with_all_assets_in_their_groups(place):
     page.open(f"{place.site.address}/asset-groups")
     page.see("objects", "images", "features", "Materialize all")
     page.shot("ui_groups")
-    for group, assets in {"objects": ASSETS[:3], "images": ASSETS[3:5], "features": ASSETS[5:]}.items():
+    groups = {"objects": ASSETS[:3], "images": ASSETS[3:5], "features": ASSETS[5:], "model": ALIGNERS}
+    for group, assets in groups.items():
         page.open(f"{place.site.address}/locations/gap3d/asset-groups/{group}/lineage")
         page.see(*assets, "Asset Group in")
         page.shot(f"ui_group_{group}")

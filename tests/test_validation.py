@@ -5,13 +5,14 @@ from types import MethodType
 
 import pytest
 import torch
-from target_stores import LAYOUT, collection, write_index
+from target_stores import LAYOUT, collection, tokens_of, write_index, write_part
 
 from gap3d.aligner import flow
 from gap3d.aligner.model import build_aligner
 from gap3d.aligner_settings import AlignerSettings, SamplingSettings, TrainingSettings
 from gap3d.features.tokens import TokenLayout
 from gap3d.metrics.alignment import GAP, KINDS
+from gap3d.store import Store
 from gap3d.training.held_out import HeldOut
 from gap3d.training.validation import BEST, NEIGHBOURS, TIMES, better, draw, of_all_ranks, validate
 
@@ -142,6 +143,19 @@ def test_pairs_that_do_not_count_change_no_number(made, aligner):
         assert (3 * found[0][name] + 2 * found[1][name]) / 5 == pytest.approx(whole[name], rel=1e-4)
 
 
+def test_targets_that_are_not_layer_normed_are_told(tmp_path, aligner, caplog):
+    store = Store(tmp_path / "store", "test", 1)
+    write_part(store, "0", {f"{number:04d}/000": 1.5 * tokens_of(number) for number in range(10)})
+    write_index(store)
+    found = validate(aligner, held_out(store), TRAINING, GUIDED)
+    assert found[f"{GAP}_cls"] == pytest.approx(1.5**2 - 1, rel=1e-3)
+    assert "held-out targets are not layer-normed" in caplog.text
+    caplog.clear()
+    collection(tmp_path / "other", 10)
+    validate(aligner, held_out(tmp_path / "other" / "test"), TRAINING, GUIDED)
+    assert "layer-normed" not in caplog.text
+
+
 @pytest.mark.parametrize("layout", [TokenLayout(1, (2, 5), 8)], ids=str)
 def test_without_more_patches_than_neighbours_there_is_no_overlap(tmp_path, layout):
     assert layout.patches == NEIGHBOURS
@@ -163,3 +177,24 @@ def test_the_best_is_the_one_with_the_greatest_cosine_of_patches_and_never_one_w
 
 def test_alone_the_values_of_all_ranks_are_ones_own():
     assert of_all_ranks({"loss": [1.0, 2.0]}) == {"loss": [1.0, 2.0]}
+
+
+def one_of_two(rank, address, store, found):
+    """What one of two processes does."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    aligner = build_aligner(SMALL, LAYOUT, device="cpu")
+    found.put((rank, validate(aligner, held_out(store, 5, rank=rank, ranks=2), TRAINING, GUIDED)))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_return_the_numbers_of_one(made, aligner, tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    context = torch.multiprocessing.get_context("spawn")
+    found = context.SimpleQueue()
+    words = (f"file://{tmp_path}/meeting", made[0], found)
+    torch.multiprocessing.start_processes(one_of_two, words, nprocs=2, start_method="spawn")
+    both = dict(found.get() for _ in range(2))
+    assert both[0] == both[1]
+    assert both[0] == pytest.approx(validate(aligner, held_out(made[0], 5), TRAINING, GUIDED), rel=1e-4)

@@ -4,6 +4,7 @@ Every call measures at the same times and with the same noises, which belong to 
 call to the next is the model's doing. Of several ranks each takes its share, and all return the same numbers.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from gap3d import seeds
 from gap3d.aligner import flow
 from gap3d.aligner.model import Aligner
 from gap3d.aligner_settings import SamplingSettings, TrainingSettings
-from gap3d.metrics.alignment import GAP, Alignment, greatest, kinds_of, mean
+from gap3d.metrics.alignment import GAP, NORMALISED, Alignment, greatest, kinds_of, mean
 from gap3d.metrics.neighbourhood import neighbourhood_overlap
 from gap3d.training.held_out import HeldOut, Pairs
 
+log = logging.getLogger(__name__)
 TIMES = 4  # at which the loss of a pair is measured, one in each quarter of the path
 NEIGHBOURS = 10  # specification 6
 BEST = "cosine_patches"
@@ -85,6 +87,13 @@ def validate(
     if not measured:
         raise ValueError(f"none of {pairs.count} held-out pairs could be read: see the warnings above")
     means = {name: greatest(each) if name.startswith(GAP) else mean(each) for name, each in values.items()}
+    gap = max(value for name, value in means.items() if name.startswith(GAP))
+    if gap > NORMALISED:
+        log.warning(
+            "held-out targets are not layer-normed: the mean square of a token is %.2g from 1, and squared errors and "
+            "norm ratios can't be compared with published ones (`python -m pipelines.verify` reads all tokens)",
+            gap,
+        )
     return {**means, "pairs": measured, "unread": pairs.count - measured}
 
 
