@@ -147,6 +147,17 @@ class TrainingSettings(Section):
         return self
 
 
+class FinetuningSettings(TrainingSettings):
+    """Stage 2's, whose defaults are its own also where only some are given."""
+
+    epochs: PositiveFloat = 1000.0
+    """Passes over the data, where steps are not given."""
+    learning_rate: PositiveFloat = 5.6e-4
+    """At the end of the warm-up; the paper's belongs to 2048 samples a step."""
+    floor: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the end of the cosine."""
+
+
 class SamplingSettings(Section):
     """How tokens are generated (specification 7)."""
 

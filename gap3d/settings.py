@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gap3d.aligner_settings import AlignerSettings, SamplingSettings, TrainingSettings
+from gap3d.aligner_settings import AlignerSettings, FinetuningSettings, SamplingSettings, TrainingSettings
 from gap3d.image_settings import CocoSettings, ImageSettings, ImageTextSettings
 from gap3d.section import Section
 
@@ -353,7 +353,7 @@ class Settings(BaseSettings):
     images: ImageSettings = ImageSettings()
     aligner: AlignerSettings = AlignerSettings()
     pretraining: TrainingSettings = TrainingSettings()
-    finetuning: TrainingSettings = TrainingSettings(epochs=1000, learning_rate=5.6e-4, floor=0.0)
+    finetuning: FinetuningSettings = FinetuningSettings()
     sampling: SamplingSettings = SamplingSettings()
     limits: Limits = Limits()
     network: NetworkSettings = NetworkSettings()

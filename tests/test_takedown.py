@@ -367,7 +367,7 @@ def test_a_batch_that_a_training_saved_is_erased_and_its_checkpoints_are_named(m
         (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
         batch = Batch(keys, ["a red box"], keys, torch.zeros(1, 2, 3), {}, 0)
         draws = Draws(torch.ones(1, dtype=torch.int64), torch.zeros(1, 2, 3), torch.zeros(1, dtype=torch.bool))
-        runs[folder] = broken.save(folder / "failed", 1, 0, [broken.Seen(batch, draws, math.nan)])
+        runs[folder] = broken.save(folder / "failed", 1, 0, [broken.Seen.of(batch, draws, math.nan)])
     run_line(after)
     lines = gc.erase(store, after)
     assert lines[-1].endswith("nothing of 1 objects is left")

@@ -11,12 +11,12 @@ from trainings import one_thread  # noqa: F401 - a fixture
 from gap3d.aligner.dit import DiT, Geometry
 from gap3d.aligner.model import build_aligner
 from gap3d.aligner_settings import AlignerSettings, TrainingSettings
-from gap3d.settings import Settings
 from gap3d.training.batches import Batch
 from gap3d.training.optimiser import Optimiser, learning_rate, warmup_steps
 from gap3d.training.peak import forward_products, training_products
 from gap3d.training.plan import steps_of
 from gap3d.training.step import draw, losses
+from pipelines.command import load_settings
 
 CPU = torch.device("cpu")
 WEIGHTS = (0.4, 0.3, 0.3)
@@ -62,8 +62,12 @@ def test_the_learning_rate_is_that_of_transformers_one_step_ahead():
 
 
 def test_the_paper_trains_so_many_steps_at_these_rates():
-    first = Settings().pretraining.model_copy(update={"workers": 128})
-    second = Settings().finetuning.model_copy(update={"workers": 128})
+    settings = load_settings(
+        "paper", pretraining={"workers": 128, "accumulate": 1}, finetuning={"workers": 128, "accumulate": 1}
+    )
+    first, second = settings.pretraining, settings.finetuning
+    alone = load_settings("paper").finetuning
+    assert alone.batch_size * alone.accumulate == 2048
     assert first.batch_size * first.accumulate * first.workers == 2048
     steps = steps_of(first, 31_000_000)
     assert steps == 45_411

@@ -236,7 +236,7 @@ def poisoned(tmp_path):
         mine = {key: row for number, (key, row) in enumerate(tokens.items()) if number % 2 == index}
         write_part(store, shard, mine, dtype="bfloat16")
     write_index(store, captions=lambda number: [f"caption {number}"])
-    return small(tmp_path, pretraining={"save_every": 1})
+    return small(tmp_path, pretraining={"save_every": 1, "batch_size": 2, "accumulate": 2})
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_saved(poisoned):

@@ -3,10 +3,11 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from gap3d.parts import write_atomically
 from gap3d.records import SystemicFault
@@ -20,17 +21,31 @@ class BrokenStep(SystemicFault):
 
 @dataclass(frozen=True)
 class Seen:
-    """One batch of a step.
+    """One batch of a step, without its noise.
 
     Attributes:
-        batch: its samples.
-        draws: what was random about them.
+        batch: its samples. Of batches whose loss is a number only the last one of a step keeps its tokens: a step may
+            have hundreds.
+        timestep: int64 [B].
+        dropped: bool [B].
         loss: what came out; may be no number.
     """
 
     batch: Batch
-    draws: Draws
+    timestep: Tensor
+    dropped: Tensor
     loss: float
+
+    @classmethod
+    def of(cls, batch: Batch, draws: Draws, loss: float) -> "Seen":
+        """What is kept of a batch until its step is over."""
+        return cls(batch, draws.timestep, draws.dropped, loss)
+
+    def without_tokens(self) -> "Seen":
+        """The same when another batch has followed."""
+        if not math.isfinite(self.loss):
+            return self
+        return replace(self, batch=replace(self.batch, tokens=self.batch.tokens[:0].clone()))
 
 
 def save(folder: Path, step: int, rank: int, seen: Sequence[Seen]) -> Path:
@@ -47,20 +62,17 @@ def save(folder: Path, step: int, rank: int, seen: Sequence[Seen]) -> Path:
     guilty = [each for each in seen if not math.isfinite(each.loss)] or list(seen)
     described = []
     for number, each in enumerate(guilty):
-        tensors = {
-            "tokens": each.batch.tokens.detach().cpu().contiguous(),
-            "timestep": each.draws.timestep.cpu(),
-            "dropped": each.draws.dropped.cpu(),
-        }
-        save_file(tensors, place / f"batch-{number}.safetensors")
+        tensors = {"tokens": each.batch.tokens, "timestep": each.timestep, "dropped": each.dropped}
+        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(held, place / f"batch-{number}.safetensors")
         described.append(
             {
                 "loss": str(each.loss),
                 "keys": each.batch.keys,
                 "captions": each.batch.captions,
                 "visits": each.batch.visits,
-                "timestep": each.draws.timestep.tolist(),
-                "dropped": each.draws.dropped.tolist(),
+                "timestep": each.timestep.tolist(),
+                "dropped": each.dropped.tolist(),
             }
         )
     about = {"step": step, "rank": rank, "batches": described}

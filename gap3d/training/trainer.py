@@ -156,7 +156,7 @@ class Trainer:
     def step(self, drawn: Iterator[Drawn]) -> None:
         """One optimiser step, and its line."""
         begun, waited = time.perf_counter(), 0.0
-        step, seen = self.progress.step + 1, []
+        step, seen = self.progress.step + 1, list[Seen]()
         parts = torch.zeros(len(LOSSES), device=self.processes.device)
         for number in range(self.settings.accumulate):
             asked = time.perf_counter()
@@ -176,7 +176,7 @@ class Trainer:
             self.optimiser.gather()
             part = torch.stack([loss.total, loss.patches, loss.cls, loss.registers]).detach()
             parts += part / self.settings.accumulate
-            seen.append((batch, draws, part[0]))
+            seen = [*(each.without_tokens() for each in seen), Seen.of(batch, draws, float(part[0]))]
         parallel.sum_the_rest(self.optimiser.masters, self.processes)
         norm = self.optimiser.clip(self.settings.clip)
         wish = parts.new_tensor([float(self.stopped()), waited, float(batch.damaged)])
@@ -184,7 +184,7 @@ class Trainer:
         values = dict(zip(LOSSES, measured, strict=True)) | {"gradient_norm": norm}
         if not math.isfinite(norm) or not math.isfinite(values["loss"]):
             self.optimiser.forget()
-            self.stop_broken(step, values, [Seen(batch, draws, float(value)) for batch, draws, value in seen])
+            self.stop_broken(step, values, seen)
         rate = learning_rate(step, self.steps, self.settings)
         self.optimiser.step(rate)
         seconds = time.perf_counter() - begun
