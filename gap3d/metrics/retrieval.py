@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK = 1 << 22  # similarities at once: 16 MiB
+BLOCK = 1 << 23  # similarities at once: 32 MiB
 AT = (1, 5, 10)
 PAPER_LIST = 10
 Precision = Literal["float32", "float16"]
