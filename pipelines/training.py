@@ -13,6 +13,8 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import pipelines.cluster  # noqa: F401 - sets Ray's environment before Ray is imported
 from gap3d.lease import LeaseHeld
 from gap3d.parts import write_atomically
@@ -119,29 +121,40 @@ def survive(plan: Plan, attempt: Callable[[], dict[str, Any] | None]) -> dict[st
 
 def fault_of(error: Exception) -> Exception | None:
     """What a worker raised; None where it died."""
-    raised = [getattr(failure, "_base_exc", None) for failure in getattr(error, "worker_failures", {}).values()]
-    found = [fault for fault in raised if isinstance(fault, Exception)]
-    return min(found, key=lambda fault: not isinstance(fault, KNOWN), default=None)
+    failures = getattr(error, "worker_failures", {}).values()
+    raised = [failure for failure in failures if not type(failure).__module__.startswith("ray.")]
+    return min(raised, key=lambda fault: not isinstance(fault, KNOWN), default=None)
 
 
 def once(settings: Settings, plan: Plan, resources: dict[str, float], *, gpu: bool) -> dict[str, Any] | None:
     """One group of workers from its start to its end."""
     import ray.train.torch
+    from ray.train.backend import Backend
 
     api: Any = ray.train  # its annotations are those of an earlier version
+
+    class HereOnly(api.torch.TorchConfig):  # type: ignore[misc, name-defined]
+        """Leaves it to the workers to find each other: torch's own meeting place listens to every network."""
+
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
     scratch = TemporaryFolder(plan.run.folder, "ray")
-    environment = {} if os.environ.get("RAY_ADDRESS") else {"GLOO_SOCKET_IFNAME": "lo"}  # nobody else is to hear it
+    alone = not os.environ.get("RAY_ADDRESS")
+    meeting = f"file://{scratch.path}/meeting" if alone else ""
+    environment = {"GLOO_SOCKET_IFNAME": "lo"} if alone else {}
     try:
         trainer = api.torch.TorchTrainer(
             worker,
-            train_loop_config={"settings": settings, "plan": plan},
+            train_loop_config={"settings": settings, "plan": plan, "meeting": meeting},
             scaling_config=api.ScalingConfig(
                 num_workers=plan.training.workers, use_gpu=gpu, resources_per_worker=resources
             ),
             run_config=api.RunConfig(
                 name=plan.run.name, storage_path=str(scratch.path), worker_runtime_env={"env_vars": environment}
             ),
-            torch_config=api.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+            torch_config=(HereOnly if alone else api.torch.TorchConfig)(backend="nccl" if gpu else "gloo"),
         )
         return trainer.fit().return_value
     finally:
@@ -177,10 +190,18 @@ def worker(config: dict[str, Any]) -> dict[str, Any] | None:
     plan: Plan = config["plan"]
     wish = plan.run.folder / STOP
     processes = Processes(context.get_world_rank(), context.get_world_size(), device)
+    if config["meeting"]:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(
+            backend, init_method=config["meeting"], rank=processes.rank, world_size=processes.ranks
+        )
     try:
         return train(config["settings"], plan, processes, stopped=wish.exists)
     except Stopped:
         return None
+    finally:
+        if config["meeting"]:
+            torch.distributed.destroy_process_group()
 
 
 class Follower:
