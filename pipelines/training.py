@@ -209,7 +209,8 @@ class Follower:
 
     Args:
         path: of the metrics.
-        on_step: told step and values of each new line of a step.
+        on_step: told step and values of each new line of a step that was made: of one whose loss or gradient is no
+            number, the worker itself tells.
     """
 
     def __init__(self, path: Path, on_step: Callable[[int, Values], None]) -> None:
@@ -230,6 +231,7 @@ class Follower:
                     break
                 self._place += len(line)
                 values = json.loads(line)
-                if values.pop("kind") == "train" and (step := values.pop("step")) > self._step:
+                made = values.pop("kind") == "train" and None not in (values.get("loss"), values.get("gradient_norm"))
+                if made and (step := values.pop("step")) > self._step:
                     self._step = step
                     self.on_step(step, values)

@@ -24,7 +24,9 @@ from gap3d.training.log import read
 from gap3d.training.plan import plan_of
 from gap3d.training.step import draw
 from pipelines import finetune, pretrain
+from pipelines.aligner import told
 from pipelines.job import NotReady
+from pipelines.training import Follower
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +272,17 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_saved(poisoned):
     with pytest.raises(BrokenStep, match=f"step {step} is"):
         trained(poisoned)
     assert len([line for line in lines(run) if line["loss"] is None]) == 1
+
+
+def test_who_follows_a_run_with_a_broken_step_is_told_of_the_steps_before_it(poisoned):
+    run = plan_of(poisoned, "pretrain").run
+    shown = []
+    follower = Follower(run.folder / "metrics.jsonl", lambda step, values: shown.append((step, told(values))))
+    with pytest.raises(BrokenStep):
+        trained(poisoned)
+    follower.read()
+    made = [line["step"] for line in lines(run) if line["kind"] == "train" and line["loss"] is not None]
+    assert [step for step, _ in shown] == made
 
 
 def test_a_full_disk_stops_the_run_in_a_sentence_and_keeps_earlier_checkpoints(tmp_path, monkeypatch):
