@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gap3d.aligner.model import build_aligner, load_aligner
+from gap3d.aligner.model import describe, build_aligner, load_aligner
 from gap3d.aligner.random_vlm import random_vlm
 from gap3d.aligner_settings import AlignerSettings, SamplingSettings
 from gap3d.features.tokens import TokenLayout
@@ -163,6 +163,8 @@ def test_a_released_checkpoint_of_another_language_model_is_refused(released):
         ({"width": 64}, "of another geometry, e.g. .* and with channels 24, registers 2, condition_width 64, width 64"),
         ({"blocks": 3}, r"26 of its weights are .* dit.blocks.2.attention.cross_k.weight is not there, and with .*"),
         ({"blocks": 1}, r"26 of its weights are .* it is not there"),
+        ({"blocks": 10**9}, r"26 of its weights are .* is not there"),
+        ({"width": 4 * 10**9}, r"no transformer can be of"),
         ({"registers": 1}, r"1 of its weights are .* dit.registers_role is \[1, 2, 32\], and .* it is \[1, 1, 32\]"),
     ],
 )
@@ -173,6 +175,30 @@ def test_weights_of_another_geometry_are_refused(saved, tmp_path, change, words)
     (tmp_path / "model.safetensors").symlink_to(saved / "model.safetensors")
     with pytest.raises(SystemicFault, match=words):
         load_aligner(tmp_path, "cpu")
+
+
+def broken_abouts(described):
+    """Texts that ``aligner.json`` could be, and the word that their sentence has."""
+    layout = described["layout"]
+    yield "", "Expecting value"
+    yield "[]", "dict"
+    yield "{}", "version"
+    yield "[" * 100_000, "recursion"
+    yield json.dumps(described | {"version": 2}), "version"
+    yield json.dumps(described | {"vlm": {}}), "vlm"
+    yield json.dumps(described | {"about": [1]}), "about"
+    yield json.dumps(described | {"about": {"encoder": 3}}), "encoder"
+    yield json.dumps(described | {"layout": layout | {"grid": ["a", "b"]}}), "grid"
+    yield json.dumps(described | {"geometry": described["geometry"] | {"heads": 0}}), "heads"
+
+
+def test_a_damaged_description_is_a_sentence_whoever_reads_it(saved, tmp_path):
+    (tmp_path / "model.safetensors").symlink_to(saved / "model.safetensors")
+    for text, word in broken_abouts(json.loads((saved / "aligner.json").read_text())):
+        (tmp_path / "aligner.json").write_text(text)
+        for reader in (describe, load_aligner):
+            with pytest.raises(SystemicFault, match=rf"aligner.json is damaged.*{word}"):
+                reader(tmp_path)
 
 
 def test_the_language_model_may_lie_elsewhere_and_must_be_the_same(saved, tmp_path):

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gap3d.aligner import sampler
+from gap3d.aligner.about import ABOUT, VERSION, read_about
 from gap3d.aligner.dit import DiT, Geometry
 from gap3d.aligner.naming import DIT, SOFT_TOKENS, to_released
 from gap3d.aligner.vlm import Conditioner, load_conditioner
@@ -27,8 +28,6 @@ from gap3d.records import SystemicFault
 
 log = logging.getLogger(__name__)
 
-ABOUT = "aligner.json"
-VERSION = 1  # of that file's form
 RELEASED_GRID = (37, 37)  # of patches, that the released weights were trained on: 518 / 14
 
 
@@ -225,14 +224,12 @@ def load_aligner(
     """
     state = read_weights(folder)
     try:
-        found = json.loads((folder / ABOUT).read_text()) if (folder / ABOUT).exists() else _released(state)
-        if found["version"] != VERSION:
-            raise ValueError(f"{ABOUT} is of version {found['version']}, and this program reads {VERSION}")
+        found = read_about(folder) or _released(state)
         settings = AlignerSettings(**found["settings"])
         geometry = Geometry(**found["geometry"])
         layout = TokenLayout(**{**found["layout"], "grid": tuple(found["layout"]["grid"])})
         check_geometry(state, geometry, settings.soft_tokens)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise SystemicFault(f"aligner {str(folder)!r} can't be used: {first_line(error)}") from error
     if vlm is not None:
         settings = AlignerSettings(**{**settings.model_dump(), "vlm": vlm, "vlm_revision": None})
@@ -263,11 +260,9 @@ def describe(folder: Path) -> dict[str, Any]:
         SystemicFault: it can't be read.
     """
     try:
-        path = folder / ABOUT
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else _released(read_weights(folder))
-    except (OSError, ValueError) as error:
+        return read_about(folder) or _released(read_weights(folder))
+    except ValueError as error:
         raise SystemicFault(f"aligner {str(folder)!r} can't be used: {first_line(error)}") from error
-    return found
 
 
 def _released(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -139,10 +139,15 @@ class Checkpoints:
             progress = Progress(**json.loads((folder / TRAINING).read_text()))
             return Loaded(read_weights(folder), load_file(folder / OPTIMISER), progress)
         except (OSError, ValueError, TypeError, SafetensorError, SystemicFault) as error:
-            raise SystemicFault(
-                f"the checkpoint {folder} can't be read ({error}): remove the folder, then run it again to go on from "
-                "the one before"
-            ) from error
+            raise unreadable(folder, error) from error
+
+
+def unreadable(folder: Path, error: Exception) -> SystemicFault:
+    """The sentence about a checkpoint that a run can't go on from."""
+    return SystemicFault(
+        f"the checkpoint {folder} can't be read ({error}): remove the folder, then run it again to go on from the one "
+        "before"
+    )
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

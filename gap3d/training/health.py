@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from gap3d.aligner.about import ABOUT
 from gap3d.aligner.dit import Geometry
-from gap3d.aligner.model import ABOUT
 from gap3d.aligner.naming import from_released
 from gap3d.aligner.weights import MODEL, check_geometry
 from gap3d.training.checkpoint import OPTIMISER, TRAINING, Progress

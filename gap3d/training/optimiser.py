@@ -158,15 +158,14 @@ class Optimiser:
         wanted = {name: tuple(master.shape) for name, master in self.masters.items()}
         if {name: tuple(tensor.shape) for name, tensor in masters.items()} != wanted:
             raise ValueError("the weights of this checkpoint have other names or shapes than those of the model")
+        wanted = {f"{moment}.{name}": shape for name, shape in wanted.items() for moment in MOMENTS}
+        if {name: tuple(tensor.shape) for name, tensor in moments.items()} != wanted:
+            raise ValueError("the moments of this checkpoint have other names or shapes than those of its weights")
         for name, master in self.masters.items():
             master.copy_(like(masters[name], master))
-            found = {moment: moments.get(f"{moment}.{name}") for moment in MOMENTS}
             self._adam.state[master] = {
                 "step": torch.tensor(float(steps), device=master.device),  # where fused AdamW wants it
-                **{
-                    moment: torch.zeros_like(master) if tensor is None else like(tensor, master)
-                    for moment, tensor in found.items()
-                },
+                **{moment: like(moments[f"{moment}.{name}"], master) for moment in MOMENTS},
             }
         self.publish()
 

@@ -1,6 +1,5 @@
 """A training from its plan to its result: what each of its processes does."""
 
-import json
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -8,7 +7,8 @@ from typing import Any
 
 import torch
 
-from gap3d.aligner.model import ABOUT, Aligner, build_aligner
+from gap3d.aligner.about import read_about
+from gap3d.aligner.model import Aligner, build_aligner
 from gap3d.aligner.weights import check_geometry, read_weights
 from gap3d.lease import lease
 from gap3d.parts import write_atomically
@@ -119,8 +119,7 @@ def check_origin(plan: Plan, aligner: Aligner) -> None:
         SystemicFault: they are others.
     """
     assert plan.start is not None
-    path = plan.start / ABOUT
-    said = json.loads(path.read_text()) if path.exists() else {}
+    said = read_about(plan.start) or {}
     vlm, encoder = said.get("vlm") or {}, said.get("about", {}).get("encoder", {})
     if vlm and vlm["weights"] != aligner.conditioner.description["weights"]:
         raise SystemicFault(

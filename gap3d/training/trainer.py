@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from gap3d.aligner.model import Aligner
+from gap3d.aligner.model import Aligner, describe
 from gap3d.aligner_settings import SamplingSettings, TrainingSettings
 from gap3d.features.tokens import TORCH_DTYPES
 from gap3d.parts import write_atomically
@@ -23,7 +23,7 @@ from gap3d.signals import unbroken
 from gap3d.training import broken, parallel, peak
 from gap3d.training.batches import Batches, Drawn
 from gap3d.training.broken import Seen
-from gap3d.training.checkpoint import Progress, tensors_digest
+from gap3d.training.checkpoint import Progress, tensors_digest, unreadable
 from gap3d.training.curves import draw as draw_curves
 from gap3d.training.held_out import HeldOut
 from gap3d.training.log import METRICS, MetricsLog
@@ -141,14 +141,23 @@ class Trainer:
         steps = self.run.checkpoints.steps()
         if not steps:
             return
-        held = self.run.checkpoints.load(steps[-1])
+        held, folder = self.run.checkpoints.load(steps[-1]), self.run.checkpoints.path(steps[-1])
         if (held.progress.data, held.progress.settings) != (self.run.data, self.run.settings):
+            raise SystemicFault(f"{folder} is of other settings or data than its run: remove the folder")
+        # The run's name has where the language model lies, and not what lies there.
+        with_, now = (describe(folder)["vlm"] or {}), self.aligner.conditioner.description
+        if with_.get("weights") != now["weights"]:
             raise SystemicFault(
-                f"{self.run.checkpoints.path(steps[-1])} is of other settings or data than its run: remove the folder"
+                f"{folder} was trained with other weights of {self.aligner.settings.vlm!r} than those that are there "
+                "now: put the earlier ones back (--aligner.vlm_revision, for a hub id), or remove "
+                f"{self.run.folder} to begin anew"
             )
-        self.optimiser.restore(held.masters, held.moments, held.progress.step)
-        self.place = held.progress.places[self.processes.rank]
-        self.batches.restore(self.place)
+        try:
+            self.optimiser.restore(held.masters, held.moments, held.progress.step)
+            self.place = held.progress.places[self.processes.rank]
+            self.batches.restore(self.place)
+        except (ValueError, LookupError, TypeError) as error:
+            raise unreadable(folder, error) from error
         self.progress, self.saved = held.progress, steps[-1]
         self.aligner.about = {**self.about, "step": self.progress.step}
         log.info("%s goes on from step %d of %d", self.run.name, self.progress.step, self.steps)

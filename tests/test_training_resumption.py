@@ -1,0 +1,53 @@
+"""What a run does not go on from: another language model than it began with, and checkpoints that are not whole."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file, save_file
+from trainings import one_thread, small, trained  # noqa: F401 - the first is a fixture
+
+from gap3d.aligner.random_vlm import random_vlm
+from gap3d.records import SystemicFault
+
+
+def unfinished(root, **values):
+    """A training that has its last checkpoint, and lost its result: its settings and plan."""
+    settings = small(root, **values)
+    plan, _ = trained(settings)
+    (plan.run.folder / "result.json").unlink()
+    return settings, plan
+
+
+def test_a_language_model_that_changed_where_it_lies_is_not_trained_on(tmp_path):
+    random_vlm(1).save(tmp_path / "vlm")
+    settings, plan = unfinished(tmp_path / "store", aligner={"vlm": str(tmp_path / "vlm")})
+    random_vlm(2).save(tmp_path / "vlm")
+    with pytest.raises(SystemicFault, match="was trained with other weights of .* put the earlier ones back"):
+        trained(settings)
+    random_vlm(1).save(tmp_path / "vlm")
+    assert trained(settings)[0].run.name == plan.run.name
+
+
+def lose_a_moment(folder):
+    path = folder / "optimiser.safetensors"
+    state = load_file(path)
+    state.pop(min(state))
+    save_file(state, path)
+
+
+def lose_the_place(folder):
+    path = folder / "training.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"places": []}))
+
+
+def garble_the_place(folder):
+    path = folder / "training.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"places": [{"number": 3}]}))
+
+
+@pytest.mark.parametrize("damage", [lose_a_moment, lose_the_place, garble_the_place])
+def test_a_checkpoint_that_lacks_something_is_not_filled_up_in_silence(tmp_path, damage):
+    settings, plan = unfinished(tmp_path, pretraining={"validation_count": 1, "validation_steps": 1})
+    damage(plan.run.checkpoints.path(6))
+    with pytest.raises(SystemicFault, match=r"step-00000006 can't be read .*: remove the folder"):
+        trained(settings)
