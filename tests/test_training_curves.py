@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from gap3d.training.curves import POINTS, curves_of, draw, pooled, smoothed
@@ -63,6 +64,24 @@ def test_a_number_that_is_none_is_marked_red(tmp_path):
         file.write('{"step": 21, "kind": "train", "loss": null, "gradient_norm": null}\n')
     assert before == 0
     assert red(shown(draw(path))) > 50
+
+
+def test_cosines_lie_on_a_linear_axis_and_losses_that_span_as_much_on_a_logarithmic_one(tmp_path, monkeypatch):
+    scales = {}
+
+    def noted(axes, name, **how):
+        scales[name] = axes.get_yscale()
+        return titled(axes, name, **how)
+
+    titled = Axes.set_title
+    monkeypatch.setattr(Axes, "set_title", noted)
+    lines = [
+        {"step": step, "kind": "validation", **dict.fromkeys(("loss", "cosine_patches", "mse_patches"), value)}
+        for step, value in enumerate((0.01, 0.5, 0.9), 1)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    draw(tmp_path / "metrics.jsonl")
+    assert scales == {"loss": "log", "held out: cosine": "linear", "held out: squared error": "log"}
 
 
 def test_a_title_is_taken_as_it_is(tmp_path):

@@ -8,6 +8,8 @@ from trainings import one_thread, small, trained  # noqa: F401 - the first is a 
 
 from gap3d.aligner.random_vlm import random_vlm
 from gap3d.records import SystemicFault
+from gap3d.training.log import read
+from gap3d.training.plan import plan_of
 
 
 def unfinished(root, **values):
@@ -51,3 +53,31 @@ def test_a_checkpoint_that_lacks_something_is_not_filled_up_in_silence(tmp_path,
     damage(plan.run.checkpoints.path(6))
     with pytest.raises(SystemicFault, match=r"step-00000006 can't be read .*: remove the folder"):
         trained(settings)
+
+
+def test_a_validation_that_was_interrupted_is_measured_once(tmp_path):
+    settings = small(tmp_path)
+    run = plan_of(settings, "pretrain").run
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def fail(*_):
+        raise RuntimeError("after the validation")
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(settings, on_validation=interrupt)
+    assert run.checkpoints.steps() == [2, 3]
+    with pytest.raises(RuntimeError, match="after the validation"):
+        trained(settings, on_step=fail)
+    trained(settings)
+    validated = [line["step"] for line in read(run.folder / "metrics.jsonl") if line["kind"] == "validation"]
+    assert validated == [3, 6]
+
+
+def test_the_curves_in_the_folder_say_that_weights_are_random(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr("gap3d.training.trainer.draw_curves", lambda _, title="": titles.append(title) or b"")
+    plan, result = trained(small(tmp_path, pretraining={"validation_count": 1, "validation_steps": 1}))
+    assert titles == [f"{result['label']} \u00b7 {plan.run.name}"]
+    assert "UNTRAINED" in titles[0]

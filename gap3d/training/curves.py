@@ -29,6 +29,7 @@ SMOOTHED = 15  # a smooth curve is a moving average over a fifteenth of it
 EXACT = ("learning_rate",)  # not measured but set: neither smoothed nor a range
 FEW = 40  # points that are marked as points
 SPAN = 20.0  # greatest over least value from which an axis is logarithmic
+BOUNDED = ("cosine", "overlap")  # at most 1, and 0 means something: a logarithm would hide how near to 1 they come
 
 Panel = tuple[str, Sequence[tuple[str, str, str, str]]]
 """Title, and (kind, name, label, colour) of each curve."""
@@ -92,7 +93,9 @@ def draw(metrics: Path, title: str = "") -> bytes:
     grid = figure.subplots(rows, 2, squeeze=False).ravel()
     last = max(int(steps[-1]) for steps, _ in curves.values())
     for axes, (name, wanted) in zip(grid, panels, strict=False):
-        fill(axes, [(*curves[curve[:2]], *curve[2:]) for curve in wanted], smooth=wanted[0][1] not in EXACT)
+        first = wanted[0][1]
+        drawn = [(*curves[curve[:2]], *curve[2:]) for curve in wanted]
+        fill(axes, drawn, smooth=first not in EXACT, linear=first.startswith(BOUNDED))
         axes.set_title(name, fontsize=9)
         axes.set_xlim(0, max(1, last) * 1.02)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -125,8 +128,8 @@ def curves_of(lines: Any) -> Mapping[tuple[str, str], Curve]:
     return {name: (np.array(steps, float), np.array(numbers, float)) for name, (steps, numbers) in found.items()}
 
 
-def fill(axes: Axes, curves: Sequence[tuple[Any, Any, str, str]], *, smooth: bool) -> None:
-    """Draw (steps, values, label, colour) of each curve."""
+def fill(axes: Axes, curves: Sequence[tuple[Any, Any, str, str]], *, smooth: bool, linear: bool = False) -> None:
+    """Draw (steps, values, label, colour) of each curve, on a logarithmic axis where they span much."""
     shown: list[NDArray[np.float64]] = []
     for steps, values, label, colour in curves:
         finite = np.isfinite(values)
@@ -146,7 +149,7 @@ def fill(axes: Axes, curves: Sequence[tuple[Any, Any, str, str]], *, smooth: boo
             axes.plot(middle, mean, color=colour, linewidth=1.2, marker="o", markersize=3, label=label)
         shown.append(values[finite])
     numbers = np.concatenate(shown) if shown else np.zeros(1)
-    if numbers.min() > 0 and numbers.max() / numbers.min() > SPAN:
+    if not linear and numbers.min() > 0 and numbers.max() / numbers.min() > SPAN:
         axes.set_yscale("log")
     axes.tick_params(labelsize=7)
     axes.yaxis.get_offset_text().set_fontsize(7)

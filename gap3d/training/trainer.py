@@ -237,6 +237,9 @@ class Trainer:
                 self.progress = replace(self.progress, best=step, best_values=values)
             if self.log:
                 self.log.write(step, "validation", values)
+            if self.saved == step:  # by who stopped the run in a validation: what it holds does not know of this one
+                self.saved = -1
+                self.save()
         if time.monotonic() - self.drawn_at > DRAW_S:
             self.draw_curves()
 
@@ -265,7 +268,8 @@ class Trainer:
         """The metrics as a picture."""
         self.drawn_at = time.monotonic()
         if self.writes:
-            write_atomically(self.run.folder / CURVES, draw_curves(self.run.folder / METRICS))
+            title = self.run.name if self.aligner.trained else f"{self.aligner.label} \u00b7 {self.run.name}"
+            write_atomically(self.run.folder / CURVES, draw_curves(self.run.folder / METRICS, title))
 
     def digest(self) -> str:
         """Of the float32 weights as they are now; every process takes part."""
