@@ -161,7 +161,8 @@ def make_job(settings: Settings, store: Store, checkpoint: Checkpoint) -> Job:
             gpus=compute.encoder_gpus,
             custom=compute.encoder_resources,
         ),
-        unit="set",
+        unit="step",
+        units=settings.sampling.steps,
         deadline_s=DEADLINE_S,
         metadata={STAGE: metadata(settings, checkpoint)},
     )

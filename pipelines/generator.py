@@ -20,6 +20,7 @@ from gap3d.features.tokens import columns_of
 from gap3d.parts import read_rows
 from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.settings import Settings
+from pipelines.progress import advance
 
 STAGE = "generated"
 VIEW = re.compile(r"(.+)/(\d{3,})")
@@ -95,9 +96,14 @@ class Generator:
         begun = time.perf_counter()
         images = [self.image(wish) if wish.part else None for wish in wishes]
         sampling = self.settings.sampling.model_copy(update={"batch_size": len(wishes)})
+        due = sum(wish.due for wish in wishes)
         try:
             tokens = self.aligner.generate(
-                [wish.text for wish in wishes], [wish.key for wish in wishes], sampling, images if any(images) else None
+                [wish.text for wish in wishes],
+                [wish.key for wish in wishes],
+                sampling,
+                images if any(images) else None,
+                on_step=lambda _: advance(due),
             ).cpu()
         except RuntimeError as error:
             raise SystemicFault(

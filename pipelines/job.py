@@ -72,7 +72,8 @@ class Job:
         singly: an item of several rows as one of each row, where none needs another: if a worker dies of the item, they
             are tried so, and the guilty row costs no other. None where they can't be parted.
         bytes_of: what an outcome counts beside the bar of progress; None shows rows only.
-        unit: what the bar of progress calls a row.
+        unit: what the bar of progress counts.
+        units: of them in a row. A worker in this process tells of single ones (``progress.advance``).
         says: what else to say beside it, once the outcomes of one more item have come.
         deadline_s: an item without an answer for so long costs its worker, which has tighter limits of its own; None
             takes twice the time limit of an object and some more.
@@ -88,6 +89,7 @@ class Job:
     singly: Callable[[Item], list[Item]] | None = None
     bytes_of: Callable[[Outcome], int] | None = None
     unit: str = "row"
+    units: int = 1
     says: Callable[[Sequence[Outcome]], str] | None = None
     deadline_s: float | None = None
 
@@ -213,15 +215,16 @@ def compute(job: Job, settings: Settings, items: list[Item], runs: Mapping[str, 
     for item in items:
         left[item.shard] += len(item.rows)
     label = "+".join(job.stages)
-    works = False
+    works, done = False, 0
     try:
-        with progress(total=sum(len(item.rows) for item in items), desc=label, unit=job.unit) as bar:
+        with progress(total=job.units * sum(left.values()), desc=label, unit=job.unit) as bar:
             for item, found in outcomes(pool, items, settings, job.singly):
                 if job.bytes_of:
                     show_bytes(bar, sum(map(job.bytes_of, found)))
                 if job.says:
                     bar.set_postfix_str(job.says(found), refresh=False)
-                bar.update(len(item.rows))
+                done += job.units * len(item.rows)
+                bar.update(done - bar.n)
                 for outcome in found:
                     followed = bool(outcome.origin) and bool(streak)  # it goes with the failure that it passes on
                     if not followed and streak and kind(outcome) != kind(streak[0][1]):

@@ -1,11 +1,13 @@
 """How far a run is: a bar in a terminal, and lines where there is none, such as in the log of a Ray job."""
 
 import sys
+import weakref
 from typing import Any
 
 from tqdm import tqdm
 
 LINE_S = 10.0  # seconds from one line to the next
+_newest: "list[weakref.ref[tqdm]]" = []  # the bar that was opened last
 
 
 class Lines(tqdm):
@@ -31,8 +33,18 @@ class Lines(tqdm):
 def progress(*args: Any, **options: Any) -> tqdm:
     """What ``tqdm`` would be with these arguments, on standard error."""
     if sys.stderr.isatty():
-        return tqdm(*args, dynamic_ncols=True, **options)
-    return Lines(*args, ncols=100, mininterval=LINE_S, maxinterval=LINE_S, **options)
+        bar = tqdm(*args, dynamic_ncols=True, **options)
+    else:
+        bar = Lines(*args, ncols=100, mininterval=LINE_S, maxinterval=LINE_S, **options)
+    _newest[:] = [weakref.ref(bar)]
+    return bar
+
+
+def advance(count: int) -> None:
+    """Move the bar of this process on, from within the work that it shows; nothing where there is none, as in Ray."""
+    bar = _newest[0]() if _newest else None
+    if bar is not None and not bar.disable and bar.total is not None:
+        bar.update(min(count, bar.total - bar.n))
 
 
 def show_bytes(bar: tqdm, more: int) -> None:

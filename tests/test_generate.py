@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import asdict, replace
@@ -92,6 +93,14 @@ def test_the_part_says_what_made_it_and_that_it_is_untrained(whole, checkpoint):
     assert said["tokens"]["grid"] == [3, 5] and said["tokens"]["normalisation"].startswith("none")
     row = stored(store)[of_texts(TEXTS)[2].key]
     assert (row["prompt"], row["seed"], row["checkpoint"]) == (TEXTS[2], 0, checkpoint.digest)
+
+
+def test_progress_moves_by_steps_of_the_sampler(tmp_path, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("pipelines.progress.LINE_S", 0.0)  # every move is a line
+    run(settings_at(tmp_path, sampling=SAMPLING), checkpoint, of_texts(TEXTS[:2]))
+    told = [int(count) for count in re.findall(r"^generated:.* (\d+)/6 \[", capsys.readouterr().err, re.MULTILINE)]
+    assert sorted(set(told)) == [0, 1, 2, 3, 4, 5, 6]
+    assert told == sorted(told)
 
 
 def test_a_set_depends_on_neither_batch_nor_order_nor_what_was_made_before(tmp_path, checkpoint, whole):
