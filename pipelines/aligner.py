@@ -16,7 +16,7 @@ from gap3d.training.train import device_here, train
 from gap3d.training.trainer import Values
 from pipelines.command import open_store, resolved, say, stage_main
 from pipelines.job import NotReady
-from pipelines.progress import progress
+from pipelines.progress import progress, say_beside
 from pipelines.report import Report, ShardReport
 from pipelines.training import fit
 
@@ -48,11 +48,14 @@ def run(settings: Settings, stage: Stage) -> Report:
                 bar.set_postfix_str(told(values), refresh=False)
                 bar.update(step - bar.n)
 
+            def measuring(done: int, total: int) -> None:
+                say_beside(bar, f"measures {done} of {total} held-out pairs")
+
             bar.initial = bar.n = (plan.run.checkpoints.steps() or [0])[-1]
             if settings.compute.workers == 0:
-                result = train(settings, plan, Processes(device=device_here()), on_step=show)
+                result = train(settings, plan, Processes(device=device_here()), on_step=show, on_validation=measuring)
             else:
-                result = fit(settings, plan, show)
+                result = fit(settings, plan, show, measuring)
     report = ShardReport(
         stage=stage,
         shard=ALL,

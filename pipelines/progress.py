@@ -1,6 +1,8 @@
 """How far a run is: a bar in a terminal, and lines where there is none, such as in the log of a Ray job."""
 
+import math
 import sys
+import time
 import weakref
 from typing import Any
 
@@ -45,6 +47,15 @@ def advance(count: int) -> None:
     bar = _newest[0]() if _newest else None
     if bar is not None and not bar.disable and bar.total is not None:
         bar.update(min(count, bar.total - bar.n))
+
+
+def say_beside(bar: tqdm, words: str) -> None:
+    """Say something beside a bar that does not move, as seldom as it would say that it moves."""
+    bar.set_postfix_str(words, refresh=False)
+    now = time.monotonic()
+    if now - getattr(bar, "said", -math.inf) >= bar.mininterval:
+        bar.said = now
+        bar.refresh()
 
 
 def show_bytes(bar: tqdm, more: int) -> None:

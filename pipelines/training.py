@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,19 @@ from pipelines.cluster import connect
 from pipelines.worker import Resources
 
 STOP = "stop"  # in the run's folder: asks the workers to stop
+MEASURING = "measuring.json"  # the same: held-out pairs done, and all of them, while they are measured
 FOLLOW_S = 0.5
 DEATHS = 3  # of workers in a row, without a step between them, then the run is given up
 KNOWN = (LeaseHeld, SystemicFault, ValueError, OSError)  # another try would come to the same
 log = logging.getLogger(__name__)
 
 
-def fit(settings: Settings, plan: Plan, on_step: Callable[[int, Values], None]) -> dict[str, Any]:
+def fit(
+    settings: Settings,
+    plan: Plan,
+    on_step: Callable[[int, Values], None],
+    on_validation: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
     """Bring a run to its end with Ray Train.
 
     What interrupts this (Ctrl-C, SIGTERM) reaches the workers as a wish: they write a checkpoint and end.
@@ -45,6 +52,7 @@ def fit(settings: Settings, plan: Plan, on_step: Callable[[int, Values], None]) 
         settings: everything.
         plan: of the stage.
         on_step: told step and what was measured, as the workers write it down.
+        on_validation: told pairs done and pairs wanted.
 
     Returns:
         What ``result.json`` holds.
@@ -54,7 +62,8 @@ def fit(settings: Settings, plan: Plan, on_step: Callable[[int, Values], None]) 
     """
     plan.run.folder.mkdir(parents=True, exist_ok=True)
     wish, metrics = plan.run.folder / STOP, Follower(plan.run.folder / METRICS, on_step)
-    wish.unlink(missing_ok=True)
+    for left in (wish, plan.run.folder / MEASURING):  # by a run that was killed
+        left.unlink(missing_ok=True)
     resources, gpu = room(plan.training.workers)  # here: a Ray that is started by a thread ends with it
     work: Future[dict[str, Any] | None] = Future()
 
@@ -67,6 +76,8 @@ def fit(settings: Settings, plan: Plan, on_step: Callable[[int, Values], None]) 
         while not work.done():
             wait([work], timeout=FOLLOW_S)
             metrics.read()
+            if found := measured(plan.run.folder):
+                on_validation(*found)
         result = work.result()
     except BaseException as error:
         if isinstance(error, Exception):
@@ -77,9 +88,27 @@ def fit(settings: Settings, plan: Plan, on_step: Callable[[int, Values], None]) 
         raise
     finally:
         wish.unlink(missing_ok=True)
+        (plan.run.folder / MEASURING).unlink(missing_ok=True)
     if result is None:
         raise SystemicFault(f"somebody asked {plan.run.name} to stop ({wish}): run it again to go on")
     return result
+
+
+def measuring(folder: Path, done: int, total: int) -> None:
+    """Note in a run's folder how far a validation is; nothing once it is done."""
+    if done < total:
+        write_atomically(folder / MEASURING, json.dumps([done, total]).encode())
+    else:
+        (folder / MEASURING).unlink(missing_ok=True)
+
+
+def measured(folder: Path) -> tuple[int, int] | None:
+    """What ``measuring`` noted."""
+    try:
+        done, total = json.loads((folder / MEASURING).read_text())
+    except FileNotFoundError:
+        return None
+    return done, total
 
 
 def settle(work: "Future[Any]", call: Callable[[], Any]) -> None:
@@ -196,7 +225,8 @@ def worker(config: dict[str, Any]) -> dict[str, Any] | None:
             backend, init_method=config["meeting"], rank=processes.rank, world_size=processes.ranks
         )
     try:
-        return train(config["settings"], plan, processes, stopped=wish.exists)
+        on_validation = partial(measuring, plan.run.folder)
+        return train(config["settings"], plan, processes, stopped=wish.exists, on_validation=on_validation)
     except Stopped:
         return None
     finally:

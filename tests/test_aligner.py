@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gap3d.aligner.model import describe, build_aligner, load_aligner
+from gap3d.aligner.model import build_aligner, describe, load_aligner
 from gap3d.aligner.random_vlm import random_vlm
 from gap3d.aligner_settings import AlignerSettings, SamplingSettings
 from gap3d.features.tokens import TokenLayout

@@ -24,7 +24,7 @@ def test_a_language_model_that_changed_where_it_lies_is_not_trained_on(tmp_path)
     random_vlm(1).save(tmp_path / "vlm")
     settings, plan = unfinished(tmp_path / "store", aligner={"vlm": str(tmp_path / "vlm")})
     random_vlm(2).save(tmp_path / "vlm")
-    with pytest.raises(SystemicFault, match="was trained with other weights of .* put the earlier ones back"):
+    with pytest.raises(SystemicFault, match=r"was trained with other weights of .* put the earlier ones back"):
         trained(settings)
     random_vlm(1).save(tmp_path / "vlm")
     assert trained(settings)[0].run.name == plan.run.name
