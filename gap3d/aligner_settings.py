@@ -1,5 +1,6 @@
 """Settings of the aligner: the model, its two trainings, sampling (specification 4 to 7)."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,8 +129,19 @@ class TrainingSettings(Section):
     """In Dagster: train anew when the dataset's content changes (sensor on_change). If not, a person starts it."""
 
     def shaping(self) -> dict[str, Any]:
-        """All that shapes the weights, but for the data."""
-        return self.model_dump(mode="json", exclude=PLACES | NO_RESULT)
+        """All that shapes the weights, but for the data; what other settings leave without effect is at its default."""
+        made = self.model_dump(mode="json", exclude=PLACES | NO_RESULT)
+        idle = {"epochs": self.steps is not None, "strategy": self.workers == 1}
+        fields = type(self).model_fields
+        return made | {name: fields[name].default for name, is_idle in idle.items() if is_idle}
+
+    @field_validator("collection", "mix_collection", "validation_collection")
+    @classmethod
+    def collections_are_names(cls, name: str | None) -> str | None:
+        """Collections of this store, not folders anywhere."""
+        if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise ValueError(f"{name!r} is no collection: name one of this store, as --collection would")
+        return name or None
 
     @field_validator("tars", "start")
     @classmethod
@@ -173,3 +185,10 @@ class SamplingSettings(Section):
     """With the object's key, the seed of its noise."""
     batch_size: PositiveInt = 8
     """Samples that are generated at once; changes no sample's noise."""
+
+    @model_validator(mode="after")
+    def interval_rises(self) -> "SamplingSettings":
+        """From most to least, guidance would hold nowhere, without a word."""
+        if self.interval[0] > self.interval[1]:
+            raise ValueError(f"sampling.interval = {self.interval}: the least sigma comes first")
+        return self

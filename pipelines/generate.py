@@ -6,7 +6,6 @@ python -m pipelines.generate --prompts FILE --into NAME --checkpoint DIR
 """
 
 import importlib.metadata
-import json
 import os
 import shlex
 import signal
@@ -29,7 +28,7 @@ from gap3d.manifest import Manifest
 from gap3d.records import Status
 from gap3d.settings import Settings
 from gap3d.store import Store
-from gap3d.training.run import FOLDER, RESULT
+from gap3d.training.run import FOLDER, RESULT, read_result
 from pipelines import prompts
 from pipelines.command import parse, parser, say, sentences, stop
 from pipelines.generator import STAGE, Generator, Wish, digest_of
@@ -87,12 +86,13 @@ def trained_in(store: Path, collection: str) -> Path:
 
     Raises:
         NotReady: there is none.
+        SystemicFault: the result of one is damaged.
     """
     folder = store / collection / FOLDER
     for stage in ("finetune", "pretrain"):
         results = sorted(folder.glob(f"{stage}-*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in results:
-            checkpoint = path.parent / json.loads(path.read_text())["checkpoint"]
+            checkpoint = path.parent / read_result(path)["checkpoint"]
             if checkpoint.is_dir():
                 return checkpoint
     raise NotReady(

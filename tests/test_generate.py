@@ -206,7 +206,7 @@ def test_the_newest_finetuned_aligner_is_taken_before_a_pretrained_one(tmp_path)
     def finished(name, when, checkpoint="checkpoints/step-00000002"):
         folder = tmp_path / "demo" / "aligner" / name
         (folder / checkpoint).mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps({"checkpoint": checkpoint}))
+        (folder / "result.json").write_text(json.dumps({"checkpoint": checkpoint, "digest": name}))
         os.utime(folder / "result.json", (when, when))
         return folder / checkpoint
 

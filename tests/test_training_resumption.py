@@ -7,9 +7,12 @@ from safetensors.torch import load_file, save_file
 from trainings import one_thread, small, trained  # noqa: F401 - the first is a fixture
 
 from gap3d.aligner.random_vlm import random_vlm
+from gap3d.aligner_settings import SamplingSettings, TrainingSettings
 from gap3d.records import SystemicFault
 from gap3d.training.log import read
 from gap3d.training.plan import plan_of
+from gap3d.training.run import Run
+from pipelines import generate
 
 
 def unfinished(root, **values):
@@ -53,6 +56,28 @@ def test_a_checkpoint_that_lacks_something_is_not_filled_up_in_silence(tmp_path,
     damage(plan.run.checkpoints.path(6))
     with pytest.raises(SystemicFault, match=r"step-00000006 can't be read .*: remove the folder"):
         trained(settings)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"checkpoint": 3}', "[" * 100_000])
+def test_a_damaged_result_is_a_sentence_whoever_reads_it(tmp_path, text):
+    folder = tmp_path / "demo" / "aligner" / "pretrain-1-2"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(text)
+    for read_it in (Run(folder, "pretrain", "1", "2", 1).result, lambda: generate.trained_in(tmp_path, "demo")):
+        with pytest.raises(SystemicFault, match=r"result.json is damaged .*: remove it, then run the stage again"):
+            read_it()
+
+
+@pytest.mark.parametrize("name", ["../other", "/etc", "a/b", "."])
+def test_a_collection_to_train_on_is_one_of_the_store(name):
+    for setting in ("collection", "mix_collection", "validation_collection"):
+        with pytest.raises(ValueError, match="is no collection"):
+            TrainingSettings(**{setting: name})
+
+
+def test_a_guidance_interval_from_most_to_least_is_refused():
+    with pytest.raises(ValueError, match="the least sigma comes first"):
+        SamplingSettings(interval=(0.9, 0.1))
 
 
 def test_a_validation_that_was_interrupted_is_measured_once(tmp_path):

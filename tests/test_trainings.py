@@ -100,6 +100,9 @@ def test_the_name_carries_what_can_change_a_weight(place):
     first = name()
     same = [
         {"pretraining": {"keep": 5, "save_every": 1, "validate_every": 1, "checkpointing": False}},
+        {"pretraining": {"epochs": 9.0}},  # steps are given
+        {"pretraining": {"strategy": "fsdp"}},  # one worker shares with nobody
+        {"compute": {"encoder_threads": 1}},
         {"finetuning": {"learning_rate": 1.0}},
         {"sampling": {"steps": 3}},
         {"renders": {"samples": 3}},
@@ -108,6 +111,9 @@ def test_the_name_carries_what_can_change_a_weight(place):
         {"pretraining": {"learning_rate": 2e-3}},
         {"pretraining": {"batch_size": 5}},
         {"pretraining": {"workers": 2}},
+        {"pretraining": {"workers": 2, "strategy": "fsdp"}},
+        {"pretraining": {"steps": None, "epochs": 9.0}},
+        {"pretraining": {"steps": None, "epochs": 8.0}},
         {"pretraining": {"seed": 1}},
         {"aligner": {"blocks": 3}},
         {"aligner": {"dtype": "bfloat16"}},

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from gap3d import fingerprints
 from gap3d.aligner_settings import AlignerSettings, TrainingSettings
 from gap3d.parts import write_atomically
+from gap3d.records import SystemicFault
 from gap3d.training.checkpoint import Checkpoints
 
 Stage = Literal["pretrain", "finetune"]
@@ -52,11 +53,15 @@ class Run:
         return Checkpoints(self.folder / "checkpoints", self.keep)
 
     def result(self) -> dict[str, Any] | None:
-        """What came out, where it is finished and its last checkpoint is still there."""
+        """What came out, where it is finished and its last checkpoint is still there.
+
+        Raises:
+            SystemicFault: see ``read_result``.
+        """
         path = self.folder / RESULT
         if not path.exists():
             return None
-        found = json.loads(path.read_text())
+        found = read_result(path)
         return found if (self.folder / found["checkpoint"]).is_dir() else None
 
     def save_result(self, result: Mapping[str, Any]) -> None:
@@ -68,6 +73,25 @@ class Run:
         """The last checkpoint of a finished run."""
         found = self.result()
         return self.folder / found["checkpoint"] if found else None
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What the ``result.json`` of a finished run holds.
+
+    Raises:
+        SystemicFault: it is damaged.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        if all(isinstance(found[name], str) for name in ("checkpoint", "digest")):
+            return found
+        said = "names are no texts"
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        said = f"{type(error).__name__}: {error}"
+    raise SystemicFault(
+        f"{path} is damaged ({said}): remove it, then run the stage again; it finds the last checkpoint and trains "
+        "nothing anew"
+    )
 
 
 def run_of(
