@@ -6,6 +6,7 @@ python -m pipelines.generate --prompts FILE --into NAME --checkpoint DIR
 """
 
 import importlib.metadata
+import json
 import os
 import shlex
 import signal
@@ -22,7 +23,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
 from gap3d import fingerprints, schemas
 from gap3d.aligner.model import describe
 from gap3d.aligner_settings import RANDOM_VLM
-from gap3d.features.encoder import UNTRAINED
+from gap3d.features.encoder import UNTRAINED, UNTRAINED_MARK
 from gap3d.features.tokens import TokenLayout
 from gap3d.manifest import Manifest
 from gap3d.records import Status
@@ -72,13 +73,19 @@ class Checkpoint:
     @property
     def label(self) -> str:
         """What its tokens are worth; loud where something is untrained."""
-        untrained = self.said.get("untrained", ["vision-language model"] if self.vlm == RANDOM_VLM else [])
+        untrained = self.said.get("untrained", ["vision-language model"] if self.vlm and is_random(self.vlm) else [])
         return f"{UNTRAINED}: {', '.join(untrained)}: the tokens mean nothing" if untrained else "trained"
 
     @property
     def conditions(self) -> str:
         """Which vision-language model it is, as far as its files do not say."""
         return "as in training" if self.said.get("vlm") else self.vlm or "the paper's"
+
+
+def is_random(vlm: str) -> bool:
+    """Whether a vision-language model has random weights: made here, or saved as such in a folder."""
+    config = Path(vlm) / "config.json"
+    return vlm == RANDOM_VLM or (config.is_file() and bool(json.loads(config.read_text()).get(UNTRAINED_MARK)))
 
 
 def trained_in(store: Path, collection: str) -> Path:

@@ -20,6 +20,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
 
 from gap3d import fingerprints
 from gap3d.dataset import TargetPart
+from gap3d.features.encoder import UNTRAINED
 from gap3d.manifest import LedgerRow, Manifest
 from gap3d.records import Outcome, Status
 from gap3d.schemas import SHAPES
@@ -170,7 +171,7 @@ class Plan:
         if self.method == "gap3d":
             part, place = str(self.store.shard("generated", shard) / str(row.part)), row.part_row or 0
             given = {"tokens": row.digest}
-            about["aligner"] = self.said.get("aligner")
+            about |= {"label": self.said.get("label"), "aligner": self.said.get("aligner")}
         elif self.method == "trellis-image":
             found = self.picture(shard, key, prompt, text)
             if found is None:
@@ -290,7 +291,9 @@ def main() -> None:
         report = run(plan, own)
         if known.report:
             report.save(known.report)
-        say(*report.lines(), f"objects: {store.folder / FOLDER / method}")
+        label = str(plan.said.get("label", ""))
+        worth = f" ({label})" if UNTRAINED in label else ""
+        say(*report.lines(), f"objects: {store.folder / FOLDER / method}{worth}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def collection(settings, name, texts, tokens=None, layout=TRELLIS_LAYOUT, images
 def write_sets(store, sets, layout):
     """Commit token sets by prompt; one without tokens is a failed row."""
     schema = schemas.generated(layout.registers, layout.patches, layout.width)
-    metadata = {"tokens": layout.describe("float16"), "aligner": {"label": "UNTRAINED numbers of a test"}}
+    metadata = {"tokens": layout.describe("float16"), "label": "UNTRAINED random weights: numbers of a test"}
     (shard,) = store.shards
     compute = ComputeSettings(flush_rows=2, flush_s=1e6, lease_wait_s=0)
     with store.writer("generated", shard, schema, compute, Limits(), metadata) as writer:

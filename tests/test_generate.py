@@ -17,6 +17,7 @@ from killed import Point, Run
 from PIL import Image
 
 from gap3d.aligner.model import build_aligner, load_aligner
+from gap3d.aligner.random_vlm import random_vlm
 from gap3d.aligner_settings import AlignerSettings, SamplingSettings
 from gap3d.dataset import TargetPart
 from gap3d.features.tokens import TokenLayout
@@ -200,6 +201,9 @@ def test_a_released_checkpoint_generates_and_says_what_is_not_known_of_it(tmp_pa
     (made,) = sets(store).values()
     assert made.shape == (1374, 8)
     assert "UNTRAINED" in released.label and released.conditions == "random-small"
+    random_vlm(3).save(tmp_path / "vlm")
+    assert "UNTRAINED" in Checkpoint(tmp_path / "released", str(tmp_path / "vlm")).label
+    assert Checkpoint(tmp_path / "released", "Qwen/Qwen2.5-VL-3B-Instruct").label == "trained"
 
 
 def test_the_newest_finetuned_aligner_is_taken_before_a_pretrained_one(tmp_path):
