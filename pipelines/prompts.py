@@ -159,7 +159,7 @@ def collection_of(settings: Settings, name: str, prompts: int | None = None) -> 
     elif prompts is None:
         raise ValueError(f"there is no collection {name} in {settings.store}: run `python -m pipelines.generate` first")
     elif (settings.store / name).is_dir() and any(path.is_dir() for path in (settings.store / name).iterdir()):
-        raise ValueError(f"{settings.store / name} is a folder that is no collection: choose another name (--into NAME)")
+        raise ValueError(f"{settings.store / name} is a folder and no collection: choose another name (--into NAME)")
     else:
         shards = 1 << max(0, -(-prompts // SHARD_ROWS) - 1).bit_length()
         store = Store(settings.store, name, shards, settings.blobs)

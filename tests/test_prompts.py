@@ -142,5 +142,5 @@ def test_a_collection_of_sets_keeps_its_shards_and_is_no_other_collection(tmp_pa
     with pytest.raises(ValueError, match="can't name a collection"):
         prompts.collection_of(settings, "../x", 1)
     (settings.store / "blobs" / "00").mkdir(parents=True)  # the store's own, of objects' files
-    with pytest.raises(ValueError, match="is a folder that is no collection"):
+    with pytest.raises(ValueError, match="is a folder and no collection"):
         prompts.collection_of(settings, "blobs", 1)
