@@ -16,6 +16,7 @@ from gap3d.image_settings import CocoSettings, ImageSettings, ImageTextSettings
 from gap3d.section import Section
 
 GIB = 1024**3
+NOT_COLLECTIONS = ("blobs", "samples")  # folders of a store
 RANDOM_ENCODERS = ("random-small", "random-small-dinov3")
 Origin = Literal["github", "sketchfab", "thingiverse", "smithsonian"]
 
@@ -358,6 +359,14 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     network: NetworkSettings = NetworkSettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @field_validator("collection")
+    @classmethod
+    def collection_is_no_other_folder(cls, collection: str) -> str:
+        """Collections lie beside the store's own folders."""
+        if collection in NOT_COLLECTIONS:
+            raise ValueError(f"{collection!r} is a folder of the store itself: choose another name for the collection")
+        return collection
 
     @property
     def pictures(self) -> Literal["images", "renders"]:

@@ -30,7 +30,7 @@ from gap3d.training.trainer import Stopped, Values
 from pipelines.cluster import connect
 from pipelines.worker import Resources
 
-STOP = "stop"  # in the run's folder: asks the workers to stop
+STOP = "stop"  # in the driver's folder: asks the workers to stop
 MEASURING = "measuring.json"  # the same: held-out pairs done, and all of them, while they are measured
 FOLLOW_S = 0.5
 DEATHS = 3  # of workers in a row, without a step between them, then the run is given up
@@ -61,14 +61,14 @@ def fit(
         LeaseHeld, SystemicFault, ValueError, OSError: a worker's, as in ``train``.
     """
     plan.run.folder.mkdir(parents=True, exist_ok=True)
-    wish, metrics = plan.run.folder / STOP, Follower(plan.run.folder / METRICS, on_step)
-    for left in (wish, plan.run.folder / MEASURING):  # by a run that was killed
-        left.unlink(missing_ok=True)
+    metrics = Follower(plan.run.folder / METRICS, on_step)
     resources, gpu = room(plan.training.workers)  # here: a Ray that is started by a thread ends with it
+    desk = TemporaryFolder(plan.run.folder, "driver")  # its own: another program, refused, has no say over this one
+    wish = desk.path / STOP
     work: Future[dict[str, Any] | None] = Future()
 
     def call() -> dict[str, Any] | None:
-        return survive(plan, lambda: once(settings, plan, resources, gpu=gpu))
+        return survive(plan, lambda: once(settings, plan, resources, desk.path, gpu=gpu))
 
     # Beside the main thread, in which Ray would take Ctrl-C for itself.
     threading.Thread(target=settle, args=(work, call), name="fit", daemon=True).start()
@@ -76,7 +76,7 @@ def fit(
         while not work.done():
             wait([work], timeout=FOLLOW_S)
             metrics.read()
-            if found := measured(plan.run.folder):
+            if found := measured(desk.path):
                 on_validation(*found)
         result = work.result()
     except BaseException as error:
@@ -87,15 +87,14 @@ def fit(
         wait([work])
         raise
     finally:
-        wish.unlink(missing_ok=True)
-        (plan.run.folder / MEASURING).unlink(missing_ok=True)
+        desk.remove()
     if result is None:
-        raise SystemicFault(f"somebody asked {plan.run.name} to stop ({wish}): run it again to go on")
+        raise SystemicFault(f"somebody asked {plan.run.name} to stop: run it again to go on")
     return result
 
 
 def measuring(folder: Path, done: int, total: int) -> None:
-    """Note in a run's folder how far a validation is; nothing once it is done."""
+    """Note in a folder how far a validation is; nothing once it is done."""
     if done < total:
         write_atomically(folder / MEASURING, json.dumps([done, total]).encode())
     else:
@@ -155,8 +154,10 @@ def fault_of(error: Exception) -> Exception | None:
     return min(raised, key=lambda fault: not isinstance(fault, KNOWN), default=None)
 
 
-def once(settings: Settings, plan: Plan, resources: dict[str, float], *, gpu: bool) -> dict[str, Any] | None:
-    """One group of workers from its start to its end."""
+def once(
+    settings: Settings, plan: Plan, resources: dict[str, float], desk: Path, *, gpu: bool
+) -> dict[str, Any] | None:
+    """One group of workers from its start to its end; ``desk`` is the folder by which they and the driver talk."""
     import ray.train.torch
     from ray.train.backend import Backend
 
@@ -176,7 +177,7 @@ def once(settings: Settings, plan: Plan, resources: dict[str, float], *, gpu: bo
     try:
         trainer = api.torch.TorchTrainer(
             worker,
-            train_loop_config={"settings": settings, "plan": plan, "meeting": meeting},
+            train_loop_config={"settings": settings, "plan": plan, "desk": desk, "meeting": meeting},
             scaling_config=api.ScalingConfig(
                 num_workers=plan.training.workers, use_gpu=gpu, resources_per_worker=resources
             ),
@@ -217,7 +218,7 @@ def worker(config: dict[str, Any]) -> dict[str, Any] | None:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     plan: Plan = config["plan"]
-    wish = plan.run.folder / STOP
+    desk: Path = config["desk"]
     processes = Processes(context.get_world_rank(), context.get_world_size(), device)
     if config["meeting"]:
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -225,8 +226,8 @@ def worker(config: dict[str, Any]) -> dict[str, Any] | None:
             backend, init_method=config["meeting"], rank=processes.rank, world_size=processes.ranks
         )
     try:
-        on_validation = partial(measuring, plan.run.folder)
-        return train(config["settings"], plan, processes, stopped=wish.exists, on_validation=on_validation)
+        on_validation = partial(measuring, desk)
+        return train(config["settings"], plan, processes, stopped=(desk / STOP).exists, on_validation=on_validation)
     except Stopped:
         return None
     finally:

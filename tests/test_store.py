@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from stores import ONE_BY_ONE, PLAIN, TOGETHER, flipped, only_part, values, write, write_targets
 
 from gap3d import fingerprints
@@ -19,6 +20,7 @@ from gap3d.schemas import CATALOG, DATASET, VIEWS
 from gap3d.settings import ComputeSettings, Limits
 from gap3d.store import Store
 from gap3d.temporary import TemporaryFolder, hold, sweep, temporary_file
+from pipelines.command import load_settings
 
 keys = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
 
@@ -205,3 +207,9 @@ def test_an_objects_files_are_laid_out_in_its_own_tree_only(tmp_path, path):
     with pytest.raises(ValueError, match="leads out of the tree"):
         blobs.unpack({path: sha256}, tmp_path / "object" / "tree")
     assert not (tmp_path / "object" / "out.obj").exists()
+
+
+@pytest.mark.parametrize("name", ["blobs", "samples"])
+def test_no_collection_takes_the_name_of_a_folder_of_the_store(name):
+    with pytest.raises(ValidationError, match="choose another name"):
+        load_settings("demo", collection=name)
