@@ -7,6 +7,8 @@ makes the steps after it again: their lines are dropped first, so each step has 
 
 import json
 import math
+import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +57,12 @@ class MetricsLog:
         kept = [values for values in read(self.path) if 0 < resume_step >= values["step"]] if self.path.exists() else []
         write_atomically(self.path, "".join(f"{json.dumps(values)}\n" for values in kept).encode())
         self._lines = self.path.open("a")
-        # The purge tells TensorBoard to forget those steps of earlier event files.
+        if resume_step == 0:
+            shutil.rmtree(folder / EVENTS, ignore_errors=True)
+        # TensorBoard reads event files in the order of their names, in which a second is the finest that can be told.
+        while list((folder / EVENTS).glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+            time.sleep(0.05)
+        # The purge tells it to forget those steps of earlier files.
         self._events = SummaryWriter(str(folder / EVENTS), purge_step=resume_step + 1 if resume_step else 0)
 
     def __enter__(self) -> "MetricsLog":
