@@ -22,13 +22,7 @@ SAMPLING = SamplingSettings(steps=4, batch_size=2)
 TEXTS, KEYS = ["a red chair", "a lamp", "two apples on a plate"], ["a", "b", "c"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Such a small model gains nothing from a second one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,7 @@ LAYOUT = TokenLayout(1, (2, 3), 4)
 MEAN, SPREAD = 2.0, 0.3  # of the analytic flow's data
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Such small models gain nothing from a second one, and wait for it where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings(**changes):

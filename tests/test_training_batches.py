@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from target_stores import collection, write_index
-from trainings import one_thread, small  # noqa: F401 - the first is a fixture
+from trainings import small
 
 from gap3d import gc
 from gap3d.features.encoders import load_encoder
@@ -21,6 +21,8 @@ from gap3d.records import SystemicFault
 from gap3d.store import Store
 from gap3d.training.batches import ahead
 from gap3d.training.data import described, open_batches
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from target_stores import collection, tokens_of, write_index, write_part
-from trainings import one_thread, small, trained  # noqa: F401 - the first is a fixture
+from trainings import small, trained
 
 from gap3d.aligner.weights import read_weights
 from gap3d.store import Store
@@ -17,6 +17,8 @@ from gap3d.training.parallel import Processes
 from gap3d.training.plan import plan_of
 from gap3d.training.train import train
 from gap3d.training.trainer import Stopped
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WHOLE = (("ddp", "float32"), ("fsdp", "float32"), ("fsdp", "bfloat16"))
 

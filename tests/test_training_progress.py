@@ -2,10 +2,13 @@
 
 import re
 
-from trainings import one_thread, small  # noqa: F401 - the first is a fixture
+import pytest
+from trainings import small
 
 from pipelines import pretrain
 from pipelines.training import MEASURING, measured, measuring
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_validation_tells_how_far_it_is(tmp_path, monkeypatch, capsys):

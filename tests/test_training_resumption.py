@@ -4,7 +4,7 @@ import json
 
 import pytest
 from safetensors.torch import load_file, save_file
-from trainings import one_thread, small, trained  # noqa: F401 - the first is a fixture
+from trainings import small, trained
 
 from gap3d.aligner.random_vlm import random_vlm
 from gap3d.aligner_settings import SamplingSettings, TrainingSettings
@@ -13,6 +13,8 @@ from gap3d.training.log import read
 from gap3d.training.plan import plan_of
 from gap3d.training.run import Run
 from pipelines import generate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def unfinished(root, **values):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from target_stores import LAYOUT, tokens_of
 from torch.utils.flop_counter import FlopCounterMode
-from trainings import one_thread  # noqa: F401 - a fixture
 
 from gap3d.aligner.dit import DiT, Geometry
 from gap3d.aligner.model import build_aligner
@@ -17,6 +16,8 @@ from gap3d.training.peak import forward_products, training_products
 from gap3d.training.plan import steps_of
 from gap3d.training.step import draw, losses
 from pipelines.command import load_settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 WEIGHTS = (0.4, 0.3, 0.3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from target_stores import LAYOUT, collection, tokens_of, write_index, write_part
-from trainings import one_thread, small, trained  # noqa: F401 - the first is a fixture
+from trainings import small, trained
 
 from gap3d import gc
 from gap3d.aligner.model import load_aligner
@@ -27,6 +27,8 @@ from pipelines import finetune, pretrain
 from pipelines.aligner import told
 from pipelines.job import NotReady
 from pipelines.training import Follower
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

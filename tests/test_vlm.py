@@ -19,13 +19,7 @@ SMALL = AlignerSettings(vlm="random-small", dtype="float32", soft_tokens=8, seed
 TEXTS = ["a red chair", "a detailed sculpture of a dragon with spread wings, on a base of rock", ""]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Such a small model gains nothing from a second one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Small trainings over collections that ``target_stores`` writes."""
 
-import pytest
 import torch
 from target_stores import collection
 
@@ -19,15 +18,6 @@ FEW = {
     "validation_count": 3,
     "validation_steps": 2,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors this small cost several threads more than one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small(root, *, rows=20, **values):
