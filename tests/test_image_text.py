@@ -356,6 +356,7 @@ def test_a_tar_that_belongs_to_no_row_is_told(tmp_path, hub, caplog):
     assert "4 tars that are not among the rows" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_workers_of_a_ray_cluster_bring_the_tars(tmp_path, hub):
     settings = settings_of(tmp_path, compute={"workers": 2})
     report = image_text.run(settings)
