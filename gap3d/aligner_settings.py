@@ -21,7 +21,7 @@ NO_RESULT = {
     "validation_collection",
     "automatic",
 }
-"""Of a training, what changes no weight."""
+"""Of a training, what changes no weight, or its last bits at most."""
 
 
 class AlignerSettings(Section):

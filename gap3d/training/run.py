@@ -2,7 +2,7 @@
 
 ``<store>/<collection>/aligner/<stage>-<settings>-<data>/``: both are digests, so other settings, or new data, are
 another run and never go on from this one's checkpoints. What changes no weight (where data lie, when to save and
-validate, activation checkpointing, compilation) is in neither.
+validate), or the last bits of them at most (activation checkpointing, compilation), is in neither.
 """
 
 import json
