@@ -1,0 +1,1 @@
+"""Evaluation: the paper's tables over token sets, pictures and point clouds of any model."""
