@@ -1,1 +1,1 @@
-"""Evaluation: the paper's tables over token sets, pictures and point clouds of any model."""
+"""The evaluation: the paper's tables, from shards of tokens, pictures and clouds (specification 8)."""
