@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gap3d.evaluation.result import Cell, Sample
 from gap3d.evaluation.tokens import TokenSets
@@ -76,10 +77,7 @@ def measure(
         both = [(key, truth) for key, truth in batch if key in rows and truth in truths]
         found = Alignment()
         if both:
-            found.add(
-                {kind: made[kind][[rows[key] for key, _ in both]] for kind in kinds},
-                {kind: targets[kind][[truths[truth] for _, truth in both]] for kind in kinds},
-            )
+            found.add(rows_of(made, [rows[key] for key, _ in both]), rows_of(targets, [truths[key] for _, key in both]))
         values = iter([dict(zip(found.values, row, strict=True)) for row in zip(*found.values.values(), strict=True)])
         for key, truth in batch:
             if key not in rows:
@@ -90,6 +88,12 @@ def measure(
                 samples.append(Sample(key, values=next(values)))
         told(len(batch))
     return samples
+
+
+def rows_of(batch: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+    """Some rows of a batch; the batch itself, without a copy, where they are all."""
+    wanted = list(rows)
+    return {kind: part if wanted == list(range(len(part))) else part[wanted] for kind, part in batch.items()}
 
 
 def failed(key: str, which: str, why: Failure) -> Sample:

@@ -61,14 +61,17 @@ class PlainSets:
         self.shapes = self._first() if self.keys else {}
 
     def read(self, keys: Iterable[str], kinds: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor] | Failure]]:
-        """Token sets of some keys that are there, in any order: by kind [N, C], or why they can't be had."""
+        """Token sets of some keys that are there, in any order: by kind [N, C], or why they can't be had.
+
+        They are views of the scratch file: never write to them.
+        """
         self.prepare()
         for key in sorted(keys, key=lambda key: self._rows[key]):
             row = self._rows[key]
             if row in self._failures:
                 yield key, self._failures[row]
             else:
-                yield key, {kind: torch.from_numpy(np.array(self._scratch[kind][row])) for kind in kinds}
+                yield key, {kind: torch.from_numpy(np.asarray(self._scratch[kind][row])) for kind in kinds}
 
     @property
     def ready(self) -> bool:
