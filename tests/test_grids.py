@@ -101,7 +101,10 @@ def test_lines_are_no_wider_than_asked_and_lose_nothing_but_what_the_ellipsis_sa
 def test_letters_that_no_installed_font_has_are_told():
     text = "Stühle, стул, καρέκλα, 中文 ไทย \U00013000"
     files = {each.fname for each in font_manager.fontManager.ttflist if "LastResort" not in each.fname}
-    covered = {code for file in files for code in (TTFont(file, fontNumber=0, lazy=True).getBestCmap() or ())}
+    covered = set()
+    for file in files:
+        with TTFont(file, fontNumber=0, lazy=True) as font:
+            covered |= set(font.getBestCmap() or ())
     assert Lettering.of([text]).missing == {each for each in text if ord(each) not in covered}
 
 
