@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gap3d.aligner_settings import AlignerSettings, FinetuningSettings, SamplingSettings, TrainingSettings
+from gap3d.evaluation_settings import EvaluationSettings
 from gap3d.image_settings import CocoSettings, ImageSettings, ImageTextSettings
 from gap3d.section import Section
 
@@ -356,6 +357,7 @@ class Settings(BaseSettings):
     pretraining: TrainingSettings = TrainingSettings()
     finetuning: FinetuningSettings = FinetuningSettings()
     sampling: SamplingSettings = SamplingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     limits: Limits = Limits()
     network: NetworkSettings = NetworkSettings()
     compute: ComputeSettings = ComputeSettings()
