@@ -23,6 +23,12 @@ def one_line(text: str) -> str:
     return "".join(UNREADABLE if unicodedata.category(each) in NO_LETTERS else each for each in " ".join(text.split()))
 
 
+def in_first(text: str) -> str:
+    """One line in letters that ``FIRST`` has, with a mark in place of others: matplotlib's words are of that font."""
+    first = font_manager.get_font(str(FIRST))
+    return "".join(each if first.get_char_index(ord(each)) != UNKNOWN else UNREADABLE for each in one_line(text))
+
+
 @dataclass(frozen=True)
 class Lettering:
     """Fonts for some texts.
