@@ -2,16 +2,18 @@
 
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -22,8 +24,9 @@ from gap3d.exports.card import plain, table
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-STYLES = ("-", "--", ":", "-.")
-WIDTH, PANEL, DPI, PALETTE = 8.0, 2.3, 150, 128  # inches, inches, pixels an inch, colours: as gap3d.training.curves
+STYLES: Sequence[Literal["-", "--", ":", "-."]] = ("-", "--", ":", "-.")
+WIDTH, PANEL, LINE = 8.0, 2.3, 0.17  # inches: of the whole, of a panel's height, of a line of the legend
+DPI, PALETTE = 150, 128  # pixels an inch, colours: as gap3d.training.curves
 FOLDED = 1000  # characters from which Dagster folds a text
 NAME = 24  # of a model's name, in the short text
 
@@ -58,12 +61,14 @@ def series_of(results: Sequence[Result]) -> dict[tuple, list[Result]]:
 
 
 def names_of(series: Mapping[tuple, list[Result]]) -> list[str]:
-    """What the series are called: no more than tells them apart."""
-    parts = [(short(key[1]), key[0], key[2], "as released: " + ", ".join(key[3]) if key[3] else "") for key in series]
-    varied = [len({part[place] for part in parts}) > 1 for place in range(4)]
-    return [
-        ", ".join(part[place] for place in range(4) if part[place] and (place == 0 or varied[place])) for part in parts
-    ]
+    """What the series are called: the model, and of those with one name what tells them apart."""
+    extras = [("as released: " + ", ".join(quirks) if quirks else "", run, where) for where, _, run, quirks in series]
+    names = [short(model) for _, model, _, _ in series]
+    for place in range(3):
+        counts = Counter(names)
+        told = [each[place] if counts[name] > 1 else "" for name, each in zip(names, extras, strict=True)]
+        names = [", ".join(filter(None, pair)) for pair in zip(names, told, strict=True)]
+    return names
 
 
 def history_png(results: Sequence[Result], title: str) -> bytes:
@@ -91,21 +96,32 @@ def history_png(results: Sequence[Result], title: str) -> bytes:
         raise ValueError("no result has a number: there is no history to draw")
     panels = list(dict.fromkeys(column.panel for column in columns.values()))
     rows = -(-len(panels) // 2)
-    height = PANEL * rows + 0.75
+    series = series_of(results)
+    below = 0.5 + (LINE * -(-len(series) // 2) + 0.1 if len(series) > 1 else 0)
+    height = PANEL * rows + 0.25 + below
     figure = Figure(figsize=(WIDTH, height), dpi=DPI)
-    figure.subplots_adjust(0.07, 0.5 / height, 0.985, 1 - 0.6 / height, wspace=0.2, hspace=0.42)
+    figure.subplots_adjust(0.07, below / height, 0.985, 1 - 0.6 / height, wspace=0.2, hspace=0.42)
     figure.suptitle(in_first(title), fontsize=10, y=1 - 0.08 / height, va="top", parse_math=False)
     grid = figure.subplots(rows, 2, squeeze=False).ravel()
-    series = series_of(results)
     steps = any(step_of(result) is not None for result in results)
     for axes, panel in zip(grid, panels, strict=False):
         wanted = {name: column for name, column in columns.items() if column.panel == panel}
         fill(axes, series, wanted, steps=steps)
         axes.set_title(in_first(panel), fontsize=9, parse_math=False)
+        if steps:
+            axes.set_xlim(0, max(1, *(step_of(result) or 0 for result in results)) * 1.02)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for axes in grid[max(0, len(panels) - 2) : len(panels)]:
         axes.set_xlabel("step of the training" if steps else "measured at", fontsize=8)
+    if len(series) > 1:
+        handles = [
+            Line2D([], [], color="black", linestyle=style) for _, style in zip(series, cycle(STYLES), strict=False)
+        ]
+        names = [in_first(name) for name in names_of(series)]
+        legend = figure.legend(handles, names, loc="lower center", ncols=2, fontsize=7, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     canvas = FigureCanvasAgg(figure)  # no pyplot: that keeps every figure of the process
     canvas.draw()
     picture = io.BytesIO()
@@ -116,15 +132,13 @@ def history_png(results: Sequence[Result], title: str) -> bytes:
 
 def fill(axes: Axes, series: Mapping[tuple, list[Result]], columns: Mapping[str, Column], *, steps: bool) -> None:
     """Draw a panel: colours are columns, styles are models."""
-    names = names_of(series)
     for (name, column), colour in zip(columns.items(), cycle(COLOURS), strict=False):
-        for members, style, model in zip(series.values(), cycle(STYLES), names, strict=False):
-            label = in_first(" · ".join(filter(None, (column.line, model if len(series) > 1 else ""))))
+        for members, style in zip(series.values(), cycle(STYLES), strict=False):
             points = points_of(members, name, steps=steps)
             if not points:
                 continue
             if points[0][0] is None:
-                axes.axhline(points[-1][1], color=colour, linestyle=style, linewidth=1, alpha=0.7, label=label)
+                axes.axhline(points[-1][1], color=colour, linestyle=style, linewidth=1, alpha=0.7)
                 continue
             places, values, lows, highs = (np.array(each) for each in zip(*points, strict=True))
             if len(points) > 1:
@@ -133,9 +147,7 @@ def fill(axes: Axes, series: Mapping[tuple, list[Result]], columns: Mapping[str,
                 )
             else:
                 axes.plot(places[[0, 0]], [lows[0], highs[0]], color=colour, alpha=0.4, linewidth=3)
-            axes.plot(
-                places, values, color=colour, linestyle=style, linewidth=1.2, marker="o", markersize=3, label=label
-            )
+            axes.plot(places, values, color=colour, linestyle=style, linewidth=1.2, marker="o", markersize=3)
     if steps:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     else:
@@ -143,10 +155,13 @@ def fill(axes: Axes, series: Mapping[tuple, list[Result]], columns: Mapping[str,
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     axes.tick_params(labelsize=7)
+    axes.xaxis.get_offset_text().set_fontsize(7)
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    for text in axes.legend(fontsize=6, framealpha=0.6).get_texts():
-        text.set_parse_math(False)
+    lines = [in_first(column.line) for column in columns.values()]
+    if len(columns) > 1:
+        colours = [Line2D([], [], color=colour) for _, colour in zip(lines, cycle(COLOURS), strict=False)]
+        axes.legend(colours, lines, fontsize=7, framealpha=0.6)
 
 
 def points_of(results: Sequence[Result], name: str, *, steps: bool) -> list[tuple]:
