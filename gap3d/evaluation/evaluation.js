@@ -1,5 +1,5 @@
-/** A number as it is shown: `digits` after the point, or two digits where those are all 0. */
-const fixed = (value, column) => (value && Math.abs(value) < 0.5 * 10 ** -column.digits ? value.toPrecision(2) : value.toFixed(column.digits));
+/** A number as it is shown: `digits` after the point; of small ones two that are not 0. */
+const fixed = (value, column) => (value && Math.abs(value) < 10 ** (1 - column.digits) ? value.toPrecision(2) : value.toFixed(column.digits));
 const moment = (text) => text.slice(0, 16).replace("T", " ");
 const given = (value) => value !== null && value !== undefined;
 const list_of = (items, kind = "ul") => make(kind, {}, items.map((item) => make("li", {}, item)));

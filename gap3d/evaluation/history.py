@@ -235,8 +235,8 @@ def row_of(result: Result, columns: Mapping[str, Column]) -> list[str]:
 
 
 def fixed(value: float, digits: int) -> str:
-    """So many digits after the point, or two digits where those are all 0."""
-    return f"{value:.2g}" if value and abs(value) < 0.5 * 10**-digits else f"{value:.{digits}f}"
+    """So many digits after the point; of small numbers two that are not 0."""
+    return f"{value:.2g}" if value and abs(value) < 10 ** (1 - digits) else f"{value:.{digits}f}"
 
 
 def short(name: str) -> str:
