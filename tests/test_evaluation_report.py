@@ -77,6 +77,13 @@ def place(tmp_path_factory):
     ]
     pictures = {"figure.png": picture}
     kept = [save(root / each.collection, each, samples, pictures if each is made[0] else None) for each in made]
+    (kept[0].folder / "no.png").write_bytes(b"<svg onload=alert(1)>")
+    figures = root / "coco" / "evaluation" / "figures" / "demo-table3"
+    figures.mkdir(parents=True)
+    (figures / "comparison.json").write_text(
+        json.dumps({"title": HOSTILE, "note": "A note.", "warning": "UNTRAINED x"})
+    )
+    (figures / "grid-001.png").write_bytes(picture)
     edited = kept[5].folder / RESULT
     edited.write_text(edited.read_text().replace("77.75", "NaN"))
     path = write(root / "demo", [root / "coco", root / "toys4k"], with_file(published_file(root)))
@@ -191,12 +198,14 @@ def test_pictures_and_curves_are_drawn(browser):
 
 
 def test_pictures_are_the_files_of_the_last_checkpoint_bit_by_bit(place):
-    (found,) = pictures_in(place.data)
+    found, refused = pictures_in(place.data)
     assert base64.b64decode(found["src"].partition(",")[2]) == place.picture
     assert found["place"] == str(place.kept[0].folder.relative_to(place.root) / "figure.png")
-    (place.kept[0].folder / "no.png").write_bytes(b"<svg onload=alert(1)>")
-    text = write(place.root / "coco").read_text()
-    assert [bool(each["src"]) for each in pictures_in(data_of(text))] == [True, False]
+    assert (refused["name"], refused["src"]) == ("no.png", "")
+    (compared,) = place.data["comparisons"]
+    assert (compared["title"], compared["note"]) == (HOSTILE, "A note")
+    assert [base64.b64decode(each["src"].partition(",")[2]) for each in compared["pictures"]] == [place.picture]
+    assert "UNTRAINED x" in place.data["head"]["untrained"]
 
 
 def pictures_in(data):
@@ -223,6 +232,30 @@ def test_the_history_of_a_page_has_every_result_with_its_numbers_the_oldest_chec
     assert len(blocks["2", "demo"]["history"]["rows"]) == 1
 
 
+def test_a_result_stands_in_the_row_of_its_model_by_any_of_its_names_and_others_have_their_own(tmp_path):
+    cells = {"fd_dinov2": Cell(1.0)}
+    names = {
+        "trellis-image": "toys4k-table3-trellis-image: trellis-image",
+        "trellis-text": "TRELLIS, text to 3D",
+        "pretrained": "GAP3D, pre-trained",
+        "pretrained-prompted": "Pre-trained, prompted for a black background",
+        "": "retrieved by pretrained: nearest object, no generation",
+    }
+    for name in names.values():
+        save(tmp_path / "toys4k", result("generation", name, "toys4k", cells), [Sample("a")])
+    tables = {each["number"]: each for each in data_of(write(tmp_path / "toys4k").read_text())["tables"]}
+    stand = {
+        number: {row["name"]: [each["model"] for each in row["ours"]] for row in tables[number]["blocks"][0]["rows"]}
+        for number in ("3", "4")
+    }
+    assert {row: models for row, models in stand["3"].items() if models} == {
+        **{row: [names[row]] for row in ("trellis-image", "trellis-text", "pretrained")},
+        names[""]: [names[""]],
+    }
+    assert stand["4"] == {row: [names[row]] for row in ("pretrained", "pretrained-prompted")}
+    assert not any(block["rows"] for number in ("1", "2") for block in tables[number]["blocks"] if not block["dataset"])
+
+
 def test_the_short_history_is_ordered_ends_with_the_last_and_is_not_folded():
     steps = [3000, 100, 2000, *range(5000, 90_000, 1000)]
     rows = [result(model="[a](b) | <b>" * 9, step=step) for step in steps]
@@ -236,6 +269,7 @@ def test_the_short_history_is_ordered_ends_with_the_last_and_is_not_folded():
     assert [float(number) for number in lines[-1][2:]] == [
         pytest.approx(last.cells[name].value, abs=0.005) for name in ("cls_r10", "patches_r10")
     ]
+    assert "| on | model |" in history_table([result(), result(collection="demo")])
     assert history_table([]) == "nothing is measured yet"
 
 
@@ -268,7 +302,7 @@ def test_a_number_is_set_against_the_papers_only_where_both_are_of_one_thing(tmp
     paper = with_file(published_file(tmp_path))
 
     def of(name="cls_r10", number="2", **fields):
-        return difference(paper, number, fields.get("model", "pretrained"), name, result(step=1, **fields))
+        return difference(paper, number, name, result(step=1, **fields))
 
     assert of(cells={"cls_r10": Cell(91.9)}).value == pytest.approx(1.0)
     for other, why in (

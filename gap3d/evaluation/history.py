@@ -212,8 +212,14 @@ def history_table(results: Sequence[Result]) -> str:
     columns = columns_of(results)
     brief = {name: column for name, column in columns.items() if column.brief} or columns
     rows = ordered(results)
-    lines = [row_of(result, brief) for result in rows]
-    head = ["model", "step", *(f"{plain(column.title)} {arrow(column)}".strip() for column in brief.values())]
+    several = len({result.collection for result in rows}) > 1
+    lines = [[*([plain(short(result.collection))] if several else []), *row_of(result, brief)] for result in rows]
+    head = [
+        *(["on"] if several else []),
+        "model",
+        "step",
+        *(f"{plain(column.title)} {arrow(column)}".strip() for column in brief.values()),
+    ]
     for first in range(len(lines)):
         text = "\n".join(table(head, lines[first:])).strip()
         text += f"\n\n{first} earlier rows are in the report." if first else ""

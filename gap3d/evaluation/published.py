@@ -55,7 +55,14 @@ class Row(Section):
     """A row of the paper."""
 
     title: str
-    """As it is shown."""
+    """As it is shown; a model of ours of that name is this row."""
+    names: tuple[str, ...] = ()
+    """Patterns of other names of it, in small letters."""
+
+    def holds(self, model: str) -> bool:
+        """Whether a model of ours of this name is this row."""
+        small = model.lower()
+        return small == self.title.lower() or any(fnmatchcase(small, pattern) for pattern in self.names)
 
 
 class Dataset(Section):
@@ -96,6 +103,10 @@ class PaperTable(Section):
     def dataset_of(self, collection: str) -> str:
         """The name of the dataset that a collection of ours is; empty where it is none of the paper's."""
         return next((name for name, dataset in self.datasets.items() if dataset.holds(collection)), "")
+
+    def row_of(self, model: str) -> str:
+        """The name of the row that a model of ours is; empty where it is none of the paper's."""
+        return next((name for name, row in self.rows.items() if name == model.lower() or row.holds(model)), "")
 
     def value(self, dataset: str, row: str, column: str) -> float | None:
         """A published number; None where it is not transcribed."""
@@ -219,23 +230,22 @@ class Difference:
     why: str = ""
 
 
-def difference(published: Published, number: str, row: str, name: str, result: Result) -> Difference:
+def difference(published: Published, number: str, name: str, result: Result) -> Difference:
     """Set one number of a result against the paper's.
 
     Args:
         published: the paper's numbers.
         number: of its table.
-        row: of it.
         name: of the column.
         result: ours.
     """
     paper = published.tables[number]
-    column, dataset = paper.columns.get(name), paper.dataset_of(result.collection)
+    column, dataset, row = paper.columns.get(name), paper.dataset_of(result.collection), paper.row_of(result.model)
     if column is None or column.absent:
         return Difference(None, column.absent if column else "The paper has no such column.")
     if not dataset:
         return Difference(None, f"{result.collection} is none of the paper's datasets.")
-    if row not in paper.rows:
+    if not row:
         return Difference(None, "The paper has no such row.")
     theirs = paper.value(dataset, row, name)
     if theirs is None:
