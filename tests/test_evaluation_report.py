@@ -313,6 +313,7 @@ def test_a_number_is_set_against_the_papers_only_where_both_are_of_one_thing(tmp
         ({"cells": {}}, "not measured"),
         ({"name": "patches_r10"}, "see Table 2 of arXiv"),
         ({"name": "cls_r1"}, "not sorted"),
+        ({"name": "patches_r1"}, "not sorted"),
         ({"name": "cls_r5", "quirks": ("float16_vectors",)}, "not sorted"),
         ({"name": "somebodys"}, "no such column"),
         ({"name": "mse_cls", "number": "1", "table": "alignment"}, "not measured"),

@@ -135,7 +135,8 @@ def bundled() -> Published:
     for table in content["tables"].values():
         if like := table.pop("like", ""):
             other = content["tables"][like]
-            table |= {name: other[name] for name in ("datasets", "columns") if name not in table}
+            columns = {name: {**column, "notes": []} for name, column in other["columns"].items()}
+            table |= {"datasets": other["datasets"], "columns": columns}
             table["differs"] = [*other.get("differs", ()), *table.get("differs", ())]
     made = Published(**content)
     for number, paper in made.tables.items():
@@ -247,9 +248,6 @@ def difference(published: Published, number: str, name: str, result: Result) -> 
         return Difference(None, f"{result.collection} is none of the paper's datasets.")
     if not row:
         return Difference(None, "The paper has no such row.")
-    theirs = paper.value(dataset, row, name)
-    if theirs is None:
-        return Difference(None, f"The published number is {published.elsewhere(number)}.")
     cell = result.cells.get(name)
     if cell is None or cell.value is None or not math.isfinite(cell.value):
         return Difference(None, f"Ours is missing: {(cell.note if cell else '') or 'not measured'}.")
@@ -265,4 +263,7 @@ def difference(published: Published, number: str, name: str, result: Result) -> 
     wanted, measured = paper.datasets[dataset].samples, sum(result.counts.values())
     if wanted is not None and measured != wanted:
         return Difference(None, f"Ours is of {measured:,} samples, the published number of {wanted:,}.")
+    theirs = paper.value(dataset, row, name)
+    if theirs is None:
+        return Difference(None, f"The published number is {published.elsewhere(number)}.")
     return Difference(cell.value - theirs)
