@@ -385,7 +385,7 @@ def test_the_program_writes_the_page_and_says_what_is_wrong_with_a_file(place, t
     assert run(*flags, "--collection", "demo", "--out", tmp_path) == 0
     assert f"wrote {tmp_path}" in capsys.readouterr().out
     (one,) = [t for t in data_of((tmp_path / "evaluation.html").read_text())["tables"] if t["number"] == "2"]
-    assert [block["collections"] for block in one["blocks"]] == [["coco"], [], ["demo"]]
+    assert [block["collections"] for block in one["blocks"]] == [["coco"], ["demo"], []]
     bad = published_file(tmp_path, "[tables.9]")
     assert run(*flags, "--collection", "demo", "--published", bad) == 1
     assert "there is no table '9'" in capsys.readouterr().err

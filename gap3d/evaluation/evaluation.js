@@ -92,7 +92,7 @@ function provenance(block) {
 
 function figures(all) {
   return make("div", { class: "figures" }, all.map((picture) => make("figure", {},
-    picture.src ? make("img", { src: picture.src, alt: [picture.name, picture.of].filter(Boolean).join(" of "), loading: "lazy" }) : make("p", { class: "small" }, "The page has no room for it, or it is no PNG."),
+    picture.src ? make("button", { type: "button", title: "larger, smaller", on: { click: ({ currentTarget: { parentNode: figure } }) => figure.classList.toggle("wide") } }, make("img", { src: picture.src, alt: [picture.name, picture.of].filter(Boolean).join(" of "), loading: "lazy" })) : make("p", { class: "small" }, "The page has no room for it, or it is no PNG."),
     make("figcaption", { dir: "auto" }, [picture.of, picture.name, picture.place].filter(Boolean).join(" · ")))));
 }
 

@@ -117,6 +117,7 @@ def table_of(
         found = [result for result in mine if result.collection == collection]
         if not all(result.fingerprint in shown for result in found):
             blocks.append(block(published, name, "", found, pictures))
+    blocks.sort(key=lambda each: not each["collections"])  # what is measured comes first
     cells = [column for column in paper.columns.values() if not column.absent]
     held = [cell for rows in paper.values.values() for row in rows.values() for cell in row]
     return {
