@@ -158,6 +158,7 @@ def test_a_backfill_of_all_shards_is_launched_by_clicking_and_makes_each_once(pl
     assert runs(site) - before == new
 
 
+@pytest.mark.slow  # what an instance finds of an earlier one's history, every test of test_automation over a copy says
 def test_history_survives_a_restart(place, clicked):
     assert place.site.stop() == []
     place.site.start()
