@@ -75,8 +75,8 @@ def kinds_of(predicted: TokenSets, true: TokenSets) -> tuple[str, ...]:
         widths = [sets.shapes[kind][1] for sets in (predicted, true)]
         if widths[0] != widths[1]:
             raise ValueError(
-                f"predicted {kind} have {widths[0]} channels, true ones {widths[1]}: give the true tokens of the encoder "
-                "whose tokens the model predicts"
+                f"predicted {kind} have {widths[0]} channels, true ones {widths[1]}: give the true tokens of the "
+                "encoder whose tokens the model predicts"
             )
     return kinds
 
@@ -84,8 +84,8 @@ def kinds_of(predicted: TokenSets, true: TokenSets) -> tuple[str, ...]:
 def most_bytes(queries: int, images: int, widths: Collection[int], *, unsorted: bool = False) -> int:
     """A bound of the memory that ``pool`` (of both) and ``measure`` take beyond the interpreter's own.
 
-    Vectors of everything; once more, those of one kind, and the database turned; two batches of tokens as they are read;
-    a block of similarities with what is counted of it, or a block of the bootstrap.
+    Vectors of everything; once more, those of one kind, and the database turned; two batches of tokens as they are
+    read; a block of similarities with what is counted of it, or a block of the bootstrap.
 
     Args:
         queries: how many.
@@ -209,9 +209,7 @@ def cell_of(
     if ranks is None:
         return Cell(None, note=f"none of the {queries} queries has a prediction and a true image")
     hits = (ranks <= at).astype(np.float64)
-    interval = mean_interval(
-        hits, seed=section.seed, level=section.level, resamples=section.resamples, groups=truth
-    )
+    interval = mean_interval(hits, seed=section.seed, level=section.level, resamples=section.resamples, groups=truth)
     made = Cell.of(interval, 100)
     notes = []
     if UNSORTED in section.quirks and at < PAPER_LIST:
