@@ -1,11 +1,13 @@
 """retrieval_metrics: at which rank predicted tokens find the true image of their text (the paper's Table 2, Figure 2).
 
 python -m pipelines.retrieval_metrics
-python -m pipelines.retrieval_metrics --predicted PLACE --true PLACE --model NAME [--queries FILE]
+python -m pipelines.retrieval_metrics --checkpoint DIR --model NAME
+python -m pipelines.retrieval_metrics --predicted PLACE --true PLACE --model NAME --queries FILE
 
-The first measures the settings' trainings on their collections. The second measures any model's token sets: PLACE is a
-collection of the store by name, or a folder of shards. FILE (CSV, Parquet or JSON Lines) has the columns key (of the
-predicted set), truth (of the true one) and caption; without it keys are equal, or equal up to #<number>.
+The first measures the settings' trainings on their collections, the last any model's token sets: PLACE is a collection
+of the store by name, or a folder of shards. FILE (CSV, Parquet or JSON Lines) has the columns key (of the predicted
+set), truth (of the true one) and caption; without it keys are those of the collection's queries, or equal, or equal up
+to #<number>.
 """
 
 import signal
@@ -19,40 +21,50 @@ from typing import Any
 if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
     sys.path.pop(0)
 
-from gap3d.evaluation.quirks import Table, of_table
+from gap3d.evaluation.quirks import QUIRKS, Table, of_table
 from gap3d.evaluation.result import Result, known, save
 from gap3d.evaluation.retrieval import ROUNDED, Found, Pooled, database_of, kinds_of, measure, pool
 from gap3d.evaluation.retrieval_figure import chosen, figure, rows_of
 from gap3d.features.encoder import UNTRAINED
-from gap3d.fingerprints import digest_of
+from gap3d.fingerprints import code_version, digest_of
 from gap3d.metrics.retrieval import Precision
 from gap3d.records import Failure, SystemicFault
 from gap3d.settings import Settings
 from pipelines.command import parse, parser, resolved, say, sentences, stop
 from pipelines.job import NotReady
+from pipelines.predictions import checkpoint_of
 from pipelines.progress import progress
 from pipelines.report import Report, ShardReport
-from pipelines.retrieval_subjects import Subject, of_places, of_training
+from pipelines.retrieval_subjects import Subject, of_aligner, of_places
 from pipelines.true_pictures import true_pictures
 
 STAGE = "retrieval_metrics"
 TABLE: Table = "retrieval"
-VERSION = 1  # of what the numbers mean: part of the fingerprint
 
 
 def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
-    """Measure what is not measured yet, of the settings' trainings on their collections."""
+    """Measure what is not measured yet, of the settings' trainings on their collections.
+
+    Raises:
+        NotReady: one of them is not trained yet.
+        ValueError: see ``predictions``.
+    """
     begun = time.monotonic()
-    reports = tuple(report for _, report in of_trainings(settings))
+    reports = tuple(report for _, report in of_aligners(settings))
     return Report(shards=reports, wall_s=time.monotonic() - begun)
 
 
-def of_trainings(settings: Settings) -> Iterator[tuple[Result, ShardReport]]:
-    """See ``run``."""
+def of_aligners(
+    settings: Settings, checkpoint: Path | None = None, name: str = "", vlm: str | None = None
+) -> Iterator[tuple[Result, ShardReport]]:
+    """Measure the settings' trainings, or one checkpoint, on the settings' collections."""
+    models: Sequence[str | Path] = [checkpoint] if checkpoint else settings.evaluation.models
+    for model in models:
+        checkpoint_of(settings, model, vlm)  # before hours with another one
     for collection in settings.evaluation.collections or (settings.collection,):
-        for model in settings.evaluation.models:
+        for model in models:
             with ExitStack() as closing:
-                yield measured(settings, of_training(settings, model, collection, closing))
+                yield measured(settings, of_aligner(settings, model, collection, closing, name, vlm))
 
 
 def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]:
@@ -64,14 +76,16 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
     section = settings.evaluation
     quirks = of_table(section.quirks, TABLE)
     images = database_of(subject.queries, subject.images)
-    measure_of = {name: getattr(section, name) for name in ("seed", "level", "resamples")}
+    bootstrap = {name: getattr(section, name) for name in ("seed", "level", "resamples")}
     inputs = {
         "queries": digest_of([[each.key, each.truth, each.caption] for each in subject.queries]),
         "images": digest_of(images),
         "predicted": subject.predicted.description["digest"],
         "true": subject.true.description["digest"],
     }
-    fingerprint = digest_of({"version": VERSION, "quirks": quirks, "model": subject.model, **measure_of, **inputs})
+    fingerprint = digest_of(
+        {"code": code_version(TABLE), "quirks": quirks, "model": subject.model, **bootstrap, **inputs}
+    )
     if held := known(subject.home, TABLE, subject.model, fingerprint):
         return held, report_of(subject, held, computed=False)
     begun = time.monotonic()
@@ -100,7 +114,8 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
             "predicted": subject.predicted.description,
             "true": subject.true.description,
             "figure": note,
-            **measure_of,
+            "bootstrap": {**bootstrap, "drawn": "images, with all their queries"},
+            "quirks": {name: QUIRKS[name].sentence for name in quirks},
         },
         checks={
             "queries": counted(len(found.queries), len(subject.queries)),
@@ -182,27 +197,34 @@ def lines_of(result: Result) -> list[str]:
 def main() -> None:
     """The program."""
     made = parser(__doc__ or "")
-    made.add_argument("--predicted", metavar="PLACE", help="token sets of any model: a collection or a folder")
-    made.add_argument("--true", metavar="PLACE", help="the true token sets: likewise")
+    made.add_argument("--predicted", metavar="PLACE", help="any model's token sets: a collection or a folder of shards")
+    made.add_argument("--true", metavar="PLACE", help="the true ones, likewise (default: --collection)")
     made.add_argument("--queries", type=Path, metavar="FILE", help="which of the first means which of the second")
-    made.add_argument("--model", metavar="NAME", help="what the model is called")
+    made.add_argument("--checkpoint", type=Path, metavar="DIR", help="an aligner, in the place of evaluation.models")
+    made.add_argument("--vlm", help="its vision-language model (default: where training found it)")
+    made.add_argument("--model", metavar="NAME", help="what the row is called")
     made.add_argument("--report", type=Path, help="write the run's report (JSON) here")
     flags, settings = parse(made)
-    needed = (flags.model, flags.predicted, flags.true)
-    if any(needed) != all(needed) or (flags.queries and not all(needed)):
-        made.error("--predicted PLACE, --true PLACE and --model NAME belong together")
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     with sentences(made), ExitStack() as closing:
-        begun, reports = time.monotonic(), []
-        if all(needed):
-            found = iter([measured(settings, of_places(settings, *needed, flags.queries, closing))])
+        if flags.predicted and flags.checkpoint:
+            raise ValueError("--predicted and --checkpoint are two models: name one of them")
+        if (flags.true or flags.queries) and not flags.predicted:
+            raise ValueError("--true and --queries go with --predicted PLACE")
+        if flags.model and not (flags.predicted or flags.checkpoint):
+            raise ValueError("--model names the row of --predicted or --checkpoint: name one of them too")
+        settings, name, reports = resolved(settings), flags.model or "", []
+        if flags.predicted:
+            true = flags.true or settings.collection
+            subject = of_places(settings, flags.predicted, true, closing, name, flags.queries)
+            found = iter([measured(settings, subject)])
         else:
-            found = of_trainings(settings)
+            found = of_aligners(settings, flags.checkpoint, name, flags.vlm)
         for result, report in found:
             say(*lines_of(result))
             reports.append(report)
-        whole = Report(shards=tuple(reports), wall_s=time.monotonic() - begun)
+        whole = Report(shards=tuple(reports))
         if flags.report:
             whole.save(flags.report)
         say(*whole.lines())

@@ -1,13 +1,14 @@
 """What retrieval is measured on: a training and a collection, or any model's token sets with the true ones."""
 
+import logging
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gap3d import dataset_index
-from gap3d.evaluation.queries import Query, opened, usual
+from gap3d.evaluation.queries import Query, Which, opened, queries_of, usual
 from gap3d.evaluation.query_table import matched, read_queries
 from gap3d.evaluation.tokens import TokenSets, of_dataset, open_tokens
 from gap3d.settings import Settings
@@ -15,7 +16,10 @@ from gap3d.store import Store
 from pipelines.predictions import predictions
 from pipelines.prompts import existing
 
+log = logging.getLogger(__name__)
+
 HEAD = "collection.json"  # in the folder of every collection
+CAPTIONS: tuple[Which, ...] = ("longest", "all")  # whose keys are an image's, or an image's and a number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,23 +51,30 @@ class Subject:
     store: Store | None = None
 
 
-def of_training(settings: Settings, model: str, collection: str, closing: ExitStack) -> Subject:
-    """One of the settings' trainings; its missing token sets are generated."""
+def of_aligner(
+    settings: Settings, model: str | Path, collection: str, closing: ExitStack, name: str = "", vlm: str | None = None
+) -> Subject:
+    """An aligner on a collection; its missing token sets are generated.
+
+    Args:
+        settings: of the run.
+        model: see ``predictions``.
+        collection: its name.
+        closing: closes the token sets.
+        name: of the row; default: the model's.
+        vlm: see ``predictions``.
+    """
     store = existing(settings, collection)
-    which = settings.evaluation.captions
-    which = usual(store, "retrieval") if which == "protocol" else which
-    # Of several captions an image nothing but retrieval is measured: what it needs takes a two hundredth of the disk.
+    which = captions_of(settings, store)
+    # Of several captions an image nothing but retrieval is measured: what it compares is a two hundredth of a set.
     sampling = settings.sampling.model_copy(update={"pooled": which == "all"})
-    found = predictions(settings.model_copy(update={"sampling": sampling}), model, collection, which)
-    true = of_dataset(store)
-    for sets in (found.sets, true):
-        closing.enter_context(sets)
+    found = predictions(settings.model_copy(update={"sampling": sampling}), model, collection, which, vlm)
     return Subject(
-        model=model,
+        model=name or Path(model).name,
         collection=collection,
         home=store.folder,
-        predicted=found.sets,
-        true=true,
+        predicted=closing.enter_context(found.sets),
+        true=closing.enter_context(of_dataset(store)),
         images=first_frames(store),
         queries=found.queries,
         captions=which,
@@ -73,32 +84,84 @@ def of_training(settings: Settings, model: str, collection: str, closing: ExitSt
 
 
 def of_places(
-    settings: Settings, model: str, predicted: str, true: str, table: Path | None, closing: ExitStack
+    settings: Settings, predicted: str, true: str, closing: ExitStack, name: str = "", table: Path | None = None
 ) -> Subject:
-    """Token sets of any model."""
+    """Token sets of any model.
+
+    Args:
+        settings: of the run.
+        predicted: a collection of the store by name, or any place of ``open_tokens``.
+        true: likewise. Of a collection's dataset its queries are expected, where predicted keys are theirs.
+        closing: closes the token sets.
+        name: of the row; default: the folder's.
+        table: of the queries (``read_queries``).
+
+    Raises:
+        ValueError: there are no token sets, or no prediction means an image that is there.
+    """
     places = [place_of(settings, place) for place in (predicted, true)]
-    store = opened(places[1]) if (places[1] / HEAD).is_file() and (places[1] / "dataset").is_dir() else None
     sets = [closing.enter_context(open_tokens(place)) for place in places]
+    home, store = settings.store.expanduser().absolute() / settings.collection, None
+    if sets[1].description["source"] == "dataset":
+        store = opened(places[1] if (places[1] / HEAD).is_file() else places[1].parent)
+        home = store.folder if store.root == home.parent else home
     images = first_frames(store) if store else sets[1].keys
-    there, home = set(images), settings.store.absolute() / settings.collection
-    queries = read_queries(table, there) if table else matched([*sets[0].keys, *sets[0].failures], there)
+    queries, captions = asked(settings, sets[0], set(images), store, table)
+    if not any(each.key in sets[0] and each.truth in sets[1] for each in queries):
+        raise ValueError(
+            f"no prediction means an image that is there: predicted keys are {sets[0].keys[0]!r} and others, true ones "
+            f"{sets[1].keys[0]!r}: give a table of keys and truths (--queries FILE)"
+        )
+    if strange := set(sets[0].keys) - {each.key for each in queries}:
+        log.warning("%d predicted sets are no query's, e.g. %s: they are not measured", len(strange), min(strange))
     return Subject(
-        model=model,
+        model=name or places[0].stem,
         collection=sets[1].description["name"],
-        home=store.folder if store and store.root == home.parent else home,
+        home=home,
         predicted=sets[0],
         true=sets[1],
         images=images,
         queries=queries,
-        captions=table.name if table else "by key",
+        captions=captions,
         store=store,
     )
+
+
+def asked(
+    settings: Settings, predicted: TokenSets, images: Collection[str], store: Store | None, table: Path | None
+) -> tuple[list[Query], str]:
+    """What any model was asked, and in a word, how that is known."""
+    if table:
+        return read_queries(table, images), table.name
+    known = [*predicted.keys, *predicted.failures]
+    if store is None:
+        return matched(known, images), "by key"
+    which = captions_of(settings, store)
+    expected = captioned(store, which)
+    if any(query.key in predicted for query in expected):
+        return expected, which
+    texts = {query.key: query.caption for each in CAPTIONS for query in captioned(store, each)}
+    return [replace(each, caption=texts.get(each.key, "")) for each in matched(known, images)], "by key"
+
+
+def captioned(store: Store, which: Which) -> list[Query]:
+    """The queries of a collection; none where it has no captions, and any model knows its own."""
+    try:
+        return queries_of(store, which)
+    except ValueError:
+        return []
+
+
+def captions_of(settings: Settings, store: Store) -> Which:
+    """Which of a collection's captions are sought."""
+    named = settings.evaluation.captions
+    return usual(store, "retrieval") if named == "protocol" else named
 
 
 def place_of(settings: Settings, place: str) -> Path:
     """Where a collection of this store, or a folder, lies."""
     named = settings.store / place
-    return named if Path(place).name == place and (named / HEAD).is_file() else Path(place).expanduser().absolute()
+    return named.absolute() if Path(place).name == place and (named / HEAD).is_file() else Path(place).absolute()
 
 
 def first_frames(store: Store) -> list[str]:
