@@ -70,6 +70,11 @@ class PlainSets:
             else:
                 yield key, {kind: torch.from_numpy(np.array(self._scratch[kind][row])) for kind in kinds}
 
+    @property
+    def ready(self) -> bool:
+        """Whether they are read."""
+        return bool(self._scratch) or not self.keys
+
     def prepare(self, told: Callable[[int], object] = lambda _: None) -> None:
         """Read all shards; before that only their keys are known.
 
@@ -79,7 +84,7 @@ class PlainSets:
         Raises:
             ValueError: the scratch file has no room.
         """
-        if self._scratch or not self.keys:
+        if self.ready:
             return
         scratch = {kind: memory(len(self.keys), *self.shapes[kind], self._precision(kind)) for kind in self.shapes}
         start = 0

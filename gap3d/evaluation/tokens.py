@@ -70,6 +70,11 @@ class TokenSets:
     def __contains__(self, key: object) -> bool:
         return key in self._there
 
+    @property
+    def unread(self) -> int:
+        """How many sets ``prepare`` would read."""
+        return len(self) if isinstance(self._rows, PlainSets) and not self._rows.ready else 0
+
     def prepare(self, told: Callable[[int], object] = lambda _: None) -> None:
         """Read plain shards, which takes minutes where there are gigabytes; else ``read`` does it the first time.
 
