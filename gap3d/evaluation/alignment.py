@@ -5,7 +5,6 @@ Every measure is the mean over samples of a mean over tokens, with an interval b
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
