@@ -93,5 +93,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path, unused
 
 
 def randomise_layers(network: nn.Module, seed: int) -> None:
-    """Random weights that follow the seed alone; through rectifiers, activations keep their size."""
+    """Random weights that follow the seed alone; through rectifiers, activations keep their size. Biases are zeros."""
     randomise(network, seed, lambda _, tensor: (2 / tensor[0].numel()) ** 0.5)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):  # torch draws those of plain layers
+            parameter.data.zero_()
