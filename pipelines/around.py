@@ -140,9 +140,15 @@ def copy(
     settings: Settings,
     chosen: set[str] | None,
 ) -> ShardReport:
-    """Take a stage's rows of the chosen objects over from the parent as they are; None takes all."""
+    """Take a stage's rows of the chosen objects over from the parent as they are; None takes all.
+
+    Objects that were taken before stay while the parent has them: their renders are dear, and a smaller count may be
+    a glance.
+    """
     held = require_complete(parent, stage, shard, stage)
-    keys = set(held.rows) if chosen is None else set(held.rows) & chosen
+    keys = set(held.rows)
+    if chosen is not None:
+        keys &= chosen | set(store.manifest(stage, shard).rows)
     data = parent.read(held, keys=keys)
     # One commit a shard: its rows are there already.
     compute = settings.compute.model_copy(update={"flush_rows": 1 << 30, "flush_s": 1e9})
