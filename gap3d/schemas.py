@@ -13,6 +13,11 @@ IMAGE_STAGES = ("images", "targets", "dataset")  # the line of a collection of i
 
 TARGET_ROWS = 8  # of a row group of targets: 22 MB at ViT-L and 518 pixels
 GENERATED_STAGES = ("prompts", "generated")  # of a collection of token sets that an aligner made
+# Of what the evaluation compares: beside renders, or in a collection of their own.
+FEATURE_STAGES = (
+    *("features-inception", "features-dinov2", "features-clip", "features-clip_large"),
+    *("clouds", "features-pointnet"),
+)
 TAR_STAGES = ("image_text", "coco")  # beside the line: image-text pairs, unsharded
 
 
@@ -288,6 +293,27 @@ SHAPES = StageSchema(
         ]
     )
 )
+
+# What distances and scores compare (gap3d.evaluation). Lists, which every reader knows: 0.6 GB/s at 2048 numbers.
+PICTURE_FEATURES = StageSchema(
+    pa.schema(
+        [
+            KEY,
+            ("object_id", pa.string()),
+            ("view", pa.int32()),
+            ("yaw", pa.float64()),  # degrees: which side it shows
+            ("feature", pa.list_(pa.float32())),
+        ]
+    )
+)
+CLOUD_FEATURES = StageSchema(pa.schema([KEY, ("object_id", pa.string()), ("feature", pa.list_(pa.float32()))]))
+
+
+def clouds(points: int) -> StageSchema:
+    """Columns of the clouds of objects: float32 [points, 3] each."""
+    cloud = pa.field("points", pa.binary(12 * points), nullable=False)
+    return StageSchema(pa.schema([KEY, ("object_id", pa.string()), cloud]), row_group_rows=64)
+
 
 LEDGER = pa.schema(
     [
