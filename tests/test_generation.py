@@ -106,16 +106,17 @@ def test_every_cell_is_what_direct_computation_over_all_features_gives(sides):
 
 
 def test_the_distance_of_two_sampled_gaussians_is_the_closed_form(tmp_path):
-    """Of N(0, 1) and N(m, s^2) in each of D channels: |m|^2 + D (1 - s)^2, up to what 8000 features leave open."""
-    source, shift, spread, objects = np.random.default_rng(3), 0.7, 1.6, 2000
-    width = WIDTH["inception"]
-    standard = source.normal(0, 1, (objects, 4, width))
-    other = source.normal(shift, spread, (objects, 4, width))
-    values = [{"inception": {f"{key:04d}": each for key, each in enumerate(rows)}} for rows in (standard, other)]
-    true, made = features_at(tmp_path, "true", values[0]), features_at(tmp_path, "made", values[1])
-    cells = measure([Pair(key, key) for key in values[0]["inception"]], true, made, {}).cells
-    wanted = width * (shift**2 + (1 - spread) ** 2)
-    assert cells["fd_inception"].value == pytest.approx(wanted, rel=0.03)
+    """Of N(0, 1) and N(m, s^2) in each of D channels: |m|^2 + D (1 - s)^2; the samples' own moments are made exact."""
+    source, shift, spread, objects, width = np.random.default_rng(3), 0.7, 1.6, 12, WIDTH["inception"]
+    made = []
+    for move, scale in ((0.0, 1.0), (shift, spread)):
+        rows = source.normal(0, 1, (objects * 4, width))
+        rows -= rows.mean(0)
+        rows = rows @ np.linalg.inv(np.linalg.cholesky(np.cov(rows, rowvar=False))).T * scale + move
+        values = {f"{key:03d}": each for key, each in enumerate(rows.reshape(objects, 4, width))}
+        made.append(features_at(tmp_path, f"of {scale}", {"inception": values}))
+    cells = measure(pairs_of(objects), *made, {}).cells
+    assert cells["fd_inception"].value == pytest.approx(width * (shift**2 + (1 - spread) ** 2), rel=1e-6)
     assert cells["fd_inception"].note == ""
     assert cells["fd_dinov2"].value is None and cells["clip_text"].value is None
 
