@@ -11,6 +11,7 @@ from stores import TOGETHER
 
 from gap3d.evaluation.feature_rows import FeatureRows
 from gap3d.evaluation.generation import METRICS, Measuring, Pair, measure
+from gap3d.evaluation.matching import Known, Matched, match
 from gap3d.evaluation.retrieved import nearest
 from gap3d.metrics.bootstrap import mean_interval
 from gap3d.metrics.extractors.clip import clip_score
@@ -226,3 +227,33 @@ def test_the_nearest_object_is_that_of_a_plain_loop_and_the_first_of_equals():
         assert cosines[keys.index(one.key)] == pytest.approx(max(cosines), abs=1e-6)
     assert found[0].key == "04/000"
     assert nearest(predicted[:0], database, keys) == []
+
+
+TRUE = {
+    "a" * 32: Known("1" * 64, "toys/chair/chair_001.blend"),
+    "b" * 32: Known("2" * 64, "toys/lamp/lamp_001.blend"),
+    "c" * 32: Known("3" * 64, "toys/lamp/twin.blend"),
+    "d" * 32: Known("4" * 64, "toys/chair/twin.blend"),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a" * 32, "a" * 32 + "/000", "a" * 32 + "#3", "a" * 32 + "/000#1", "1" * 64]
+    + ["toys/chair/chair_001.blend", "toys/chair/chair_001", "chair_001.blend", "chair_001"],
+)
+def test_an_object_is_known_by_each_of_its_names(name):
+    assert match([name, "stranger"], TRUE, "toys") == Matched({"a" * 32: name}, ("stranger",))
+
+
+def test_a_name_that_two_objects_have_means_neither():
+    assert match(["twin", "toys/lamp/twin"], TRUE, "toys").generated == {"c" * 32: "toys/lamp/twin"}
+
+
+def test_names_that_mean_nothing_and_names_that_mean_the_same_are_sentences():
+    with pytest.raises(ValueError, match=r"none of the 2 generated objects \(x, y\).*name them by object_id"):
+        match(["y", "x"], TRUE, "toys")
+    with pytest.raises(ValueError, match="'1{64}' and 'chair_001' are both named as the true object a{32}"):
+        match(["chair_001", "1" * 64], TRUE, "toys")
+    with pytest.raises(ValueError, match="no generated objects"):
+        match([], TRUE, "toys")
