@@ -239,8 +239,10 @@ TRUE = {
 
 @pytest.mark.parametrize(
     "name",
-    ["a" * 32, "a" * 32 + "/000", "a" * 32 + "#3", "a" * 32 + "/000#1", "1" * 64]
-    + ["toys/chair/chair_001.blend", "toys/chair/chair_001", "chair_001.blend", "chair_001"],
+    [
+        *("a" * 32, "a" * 32 + "/000", "a" * 32 + "#3", "a" * 32 + "/000#1", "1" * 64),
+        *("toys/chair/chair_001.blend", "toys/chair/chair_001", "chair_001.blend", "chair_001"),
+    ],
 )
 def test_an_object_is_known_by_each_of_its_names(name):
     assert match([name, "stranger"], TRUE, "toys") == Matched({"a" * 32: name}, ("stranger",))
@@ -253,7 +255,7 @@ def test_a_name_that_two_objects_have_means_neither():
 def test_names_that_mean_nothing_and_names_that_mean_the_same_are_sentences():
     with pytest.raises(ValueError, match=r"none of the 2 generated objects \(x, y\).*name them by object_id"):
         match(["y", "x"], TRUE, "toys")
-    with pytest.raises(ValueError, match="'1{64}' and 'chair_001' are both named as the true object a{32}"):
+    with pytest.raises(ValueError, match=r"'1{64}' and 'chair_001' are both named as the true object a{32}"):
         match(["chair_001", "1" * 64], TRUE, "toys")
     with pytest.raises(ValueError, match="no generated objects"):
         match([], TRUE, "toys")
