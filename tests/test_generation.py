@@ -4,27 +4,26 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from stores import TOGETHER
 
 from gap3d.evaluation.feature_rows import FeatureRows
+from gap3d.evaluation.features import Features, stage_of
 from gap3d.evaluation.generation import METRICS, Measuring, Pair, measure
-from gap3d.evaluation.matching import Known, Matched, match
+from gap3d.evaluation.matching import Known, Matched, match, of_key, of_path
 from gap3d.evaluation.retrieved import nearest
 from gap3d.metrics.bootstrap import mean_interval
 from gap3d.metrics.extractors.clip import clip_score
 from gap3d.metrics.frechet import Moments, frechet_distance, gaussian_distance
 from gap3d.metrics.kernel import kernel_distance
 from gap3d.records import Failure, Outcome, Status
-from gap3d.schemas import KEY, StageSchema
+from gap3d.schemas import CLOUD_FEATURES, PICTURE_FEATURES
 from gap3d.settings import Limits
 from gap3d.store import Store
 
 VIEWS = {"inception": 4, "dinov2": 4, "pointnet": 1, "clip": 8, "clip_large": 8}
 WIDTH = {"inception": 6, "dinov2": 5, "pointnet": 4, "clip": 7, "clip_large": 3}
-SCHEMA = StageSchema(pa.schema([KEY, ("feature", pa.list_(pa.float32()))]))
 
 
 def features_at(root, name, values, failed=()):
@@ -32,19 +31,22 @@ def features_at(root, name, values, failed=()):
     store = Store(root, name, 2)
     side = {}
     for extractor, by_object in values.items():
-        stage, metadata = f"features-{extractor}", {"extractor": {"width": WIDTH[extractor], "weights": "of a test"}}
-        members = {key: [f"{key}/{view:03d}" for view in range(len(each))] for key, each in by_object.items()}
+        stage, schema = stage_of(extractor), CLOUD_FEATURES if extractor == "pointnet" else PICTURE_FEATURES
+        metadata = {"extractor": {"width": WIDTH[extractor], "weights": "of a test", "trained": False}}
         for shard, digit in zip(store.shards, (0, 1), strict=True):
-            with store.writer(stage, shard, SCHEMA, TOGETHER, Limits(), metadata) as writer:
-                mine = {key: each for number, (key, each) in enumerate(by_object.items()) if number % 2 == digit}
-                for key, each in mine.items():
-                    for row, value in zip(members[key], each, strict=True):
-                        bad = key in failed and row.endswith("/000")
-                        data = None if bad else {"feature": np.asarray(value, np.float32)}
-                        words = {"status": Status.EMPTY_RENDER, "reason": "by the test"} if bad else {}
-                        writer.add(Outcome(stage=stage, key=row, data=data, **words), {"value": repr(value)})
-                writer.finish({row for key in mine for row in members[key]})
-        side[extractor] = FeatureRows(store, stage, members)
+            with store.writer(stage, shard, schema, TOGETHER, Limits(), metadata) as writer:
+                keys = []
+                for key in list(by_object)[digit::2]:
+                    for view, value in enumerate(by_object[key]):
+                        keys.append(key if extractor == "pointnet" else f"{key}/{view:03d}")
+                        data = {"object_id": key, "feature": np.asarray(value, np.float32)}
+                        if schema is PICTURE_FEATURES:
+                            data |= {"view": view, "yaw": 0.0}
+                        bad = key in failed and view == 0
+                        words = {"status": Status.EMPTY_RENDER, "reason": "by the test"} if bad else {"data": data}
+                        writer.add(Outcome(stage=stage, key=keys[-1], **words), {"value": repr(value)})
+                writer.finish(set(keys))
+        side[extractor] = FeatureRows(Features(store, extractor), VIEWS[extractor])
     return side
 
 
@@ -245,17 +247,28 @@ TRUE = {
     ],
 )
 def test_an_object_is_known_by_each_of_its_names(name):
-    assert match([name, "stranger"], TRUE, "toys") == Matched({"a" * 32: name}, ("stranger",))
+    assert match({name: of_key(name), "stranger": ["stranger"]}, TRUE, "toys") == Matched(
+        {"a" * 32: name}, ("stranger",)
+    )
+
+
+def of_keys(*keys):
+    return {key: of_key(key) for key in keys}
+
+
+def test_a_mesh_is_known_by_its_file_whatever_its_type():
+    assert match({"hash": of_path("made/chair_001.glb")}, TRUE, "toys").generated == {"a" * 32: "hash"}
+    assert match({"hash": of_path("d" * 32 + ".obj")}, TRUE, "toys").generated == {"d" * 32: "hash"}
 
 
 def test_a_name_that_two_objects_have_means_neither():
-    assert match(["twin", "toys/lamp/twin"], TRUE, "toys").generated == {"c" * 32: "toys/lamp/twin"}
+    assert match(of_keys("twin", "toys/lamp/twin"), TRUE, "toys").generated == {"c" * 32: "toys/lamp/twin"}
 
 
 def test_names_that_mean_nothing_and_names_that_mean_the_same_are_sentences():
     with pytest.raises(ValueError, match=r"none of the 2 generated objects \(x, y\).*name them by object_id"):
-        match(["y", "x"], TRUE, "toys")
+        match(of_keys("y", "x"), TRUE, "toys")
     with pytest.raises(ValueError, match=r"'1{64}' and 'chair_001' are both named as the true object a{32}"):
-        match(["chair_001", "1" * 64], TRUE, "toys")
+        match(of_keys("chair_001", "1" * 64), TRUE, "toys")
     with pytest.raises(ValueError, match="no generated objects"):
-        match([], TRUE, "toys")
+        match({}, TRUE, "toys")

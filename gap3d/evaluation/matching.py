@@ -5,7 +5,7 @@ true object's file, or the path that the catalog knows it by, with its ending or
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -27,9 +27,7 @@ class Known:
     @property
     def names(self) -> list[str]:
         """What it can be called beside its object_id, the surest first."""
-        path = PurePosixPath(self.identifier)
-        whole = self.identifier.removesuffix(path.suffix)
-        return [name for name in (self.sha256, self.identifier, whole, path.name, path.stem) if name]
+        return [name for name in (self.sha256, *of_path(self.identifier)) if name]
 
 
 @dataclass(frozen=True)
@@ -37,54 +35,62 @@ class Matched:
     """Generated objects by the true ones that they stand for.
 
     Attributes:
-        generated: name of the generated object, by object_id.
-        strangers: names that mean no true object.
+        generated: key of the generated object, by object_id.
+        strangers: keys of those that stand for none.
     """
 
     generated: Mapping[str, str]
     strangers: tuple[str, ...]
 
 
-def match(names: Iterable[str], true: Mapping[str, Known], collection: str) -> Matched:
-    """Tell which true object each name means.
+def of_path(path: str) -> list[str]:
+    """What the file at a path can be called."""
+    parts = PurePosixPath(path)
+    return [path, path.removesuffix(parts.suffix), parts.name, parts.stem] if path else []
+
+
+def of_key(key: str) -> list[str]:
+    """What a prompt's key, or the name of a folder, can mean."""
+    whole = key.partition("#")[0]
+    return list(dict.fromkeys([key, whole, whole.rpartition("/")[0]]))
+
+
+def match(generated: Mapping[str, Sequence[str]], true: Mapping[str, Known], collection: str) -> Matched:
+    """Tell which true object each generated one stands for.
 
     Args:
-        names: of generated objects.
+        generated: what each can be called, by its key; the first is shown to people.
         true: all true objects by object_id.
         collection: of the true objects, for messages.
 
     Raises:
-        ValueError: there are no names, none means a true object, or two mean the same.
+        ValueError: there are none, none of them means a true object, or two mean the same.
     """
-    wanted = sorted(set(names))
-    if not wanted:
+    if not generated:
         raise ValueError("there are no generated objects: generate some first, or name another place (--generated)")
     called = by_name(true)
     found: dict[str, str] = {}
     strangers = []
-    for name in wanted:
-        object_id = next((called[each] for each in spellings(name) if called.get(each)), None)
+    for key in sorted(generated):
+        object_id = next((called[each] for each in generated[key] if called.get(each)), None)
         if object_id is None:
-            strangers.append(name)
+            strangers.append(key)
         elif object_id in found:
+            one, other = generated[found[object_id]][0], generated[key][0]
             raise ValueError(
-                f"{found[object_id]!r} and {name!r} are both named as the true object {object_id}: one object is "
-                "measured for each, so remove one of them"
+                f"{one!r} and {other!r} are both named as the true object {object_id}: one object is measured for "
+                "each, so remove one of them"
             )
         else:
-            found[object_id] = name
+            found[object_id] = key
     if not found:
+        names = sorted(each[0] for each in generated.values())
         raise ValueError(
-            f"none of the {len(wanted)} generated objects ({listed(wanted)}) is named as one of the {len(true)} true "
+            f"none of the {len(names)} generated objects ({listed(names)}) is named as one of the {len(true)} true "
             f"objects of collection {collection} ({listed(sorted(true))}): name them by object_id, by SHA-256 or by "
             "path, or name the collection of their true objects (--evaluation.true)"
         )
     return Matched(found, tuple(strangers))
-
-
-def spellings(name: str) -> list[str]:
-    """A name, and what it can mean where it is a prompt's key."""
-    return list(dict.fromkeys([name, name.partition("#")[0], name.partition("#")[0].rpartition("/")[0]]))
 
 
 def by_name(true: Mapping[str, Known]) -> dict[str, str | None]:
