@@ -74,12 +74,16 @@ class Filed:
 
     Attributes:
         picture: path of a PNG, JPEG or WebP.
+        pose: camera to world as it was written down, 16 numbers row by row.
+        fov: radians.
         depth: path of a 16-bit grey PNG of planar z; empty where there is none.
         depth_min: depth of its value 0.
         depth_max: depth of its value 65535, which is the background's.
     """
 
     picture: str
+    pose: tuple[float, ...]
+    fov: float
     depth: str = ""
     depth_min: float = 0.0
     depth_max: float = 0.0
@@ -141,6 +145,11 @@ class Rendered:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """Where the pictures come from, for metadata."""
+        return {"kind": "renders", "name": self.store.collection}
 
     @cached_property
     def numbers(self) -> dict[str, int | None]:
