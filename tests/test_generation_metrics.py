@@ -16,7 +16,7 @@ from stores import TOGETHER, write
 from test_trellis import plan_of
 
 from gap3d.aligner.model import build_aligner
-from gap3d.aligner_settings import AlignerSettings, SamplingSettings
+from gap3d.aligner_settings import AlignerSettings
 from gap3d.depth import depth_range, encode_depth
 from gap3d.evaluation.result import find
 from gap3d.evaluation.views import AROUND
@@ -46,7 +46,7 @@ def settings_of(root, **evaluation):
     section = EvaluationSettings(
         **{"true": "toys", "count": None, "points": 64, "dinov2_size": 56, **SMALL, **evaluation}
     )
-    return settings_at(root, collection="toys", evaluation=section, sampling=SamplingSettings(steps=2))
+    return settings_at(root, collection="toys", evaluation=section)
 
 
 def rendered(number, view):
