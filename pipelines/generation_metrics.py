@@ -132,7 +132,7 @@ def measured(
             cells=table.cells,
             fingerprint=fingerprint,
             trained=not untrained,
-            label=f"{UNTRAINED}: {'; '.join(untrained)}: the numbers mean nothing" if untrained else "trained",
+            label=f"{UNTRAINED}: {', '.join(untrained)}: the numbers mean nothing" if untrained else "trained",
             checkpoint=subject.checkpoint,
             quirks=quirks,
             protocol=protocol_of(settings, true, subject, how, inputs),
@@ -167,7 +167,7 @@ def inputs_of(true: TrueObjects, subject: Subject) -> dict[str, Any]:
 def untrained_of(true: TrueObjects, subject: Subject) -> list[str]:
     """What of a row is untrained."""
     sides = {name: rows.description for side in (true.side, subject.side) for name, rows in side.items()}
-    return [*subject.untrained, *(f"{name}: {said['label']}" for name, said in sides.items() if not_trained(said))]
+    return [*subject.untrained, *(name for name, said in sides.items() if not_trained(said))]
 
 
 def not_trained(said: Mapping[str, Any]) -> bool:

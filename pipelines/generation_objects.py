@@ -1,6 +1,7 @@
 """The true objects that generation is measured on, and what is measured beside them (specification 8.3)."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +12,14 @@ from gap3d.evaluation.generation import Pair, Side
 from gap3d.evaluation.matching import Known
 from gap3d.evaluation.objects import objects_of
 from gap3d.evaluation.pictured import Pictured
+from gap3d.evaluation.views import Rendered
+from gap3d.image_settings import ImageSettings
 from gap3d.records import Failure
-from gap3d.settings import Settings
+from gap3d.settings import CatalogSettings, Settings, SourceSettings
 from gap3d.store import Store
 from gap3d.trellis.seeds import caption_of
 from pipelines import around, cloud_features, picture_features, pictured
+from pipelines.command import load_settings, open_store
 from pipelines.generation_references import Picture
 from pipelines.prompts import existing
 from pipelines.report import Report, merge
@@ -87,11 +91,15 @@ class Subject:
 def true_objects(settings: Settings) -> tuple[TrueObjects, Report]:
     """The true objects of the settings, their renders and features brought up to date.
 
+    They are those of ``evaluation.true``, else of the settings' own collection; where that is not rendered from all
+    around, a collection that is, is derived from it (``pipelines.around``).
+
     Raises:
-        ValueError: no object has a caption, or the collection of their renders lacks cameras.
+        ValueError: no object has a caption.
     """
-    base = existing(settings, settings.evaluation.true or settings.collection)
-    report = Report(shards=()) if settings.evaluation.true else around.run(settings)
+    store = existing(settings, settings.evaluation.true or settings.collection)
+    base = parent_of(settings, store)
+    source, report = from_all_around(settings, store, true=True)
     rows: dict[str, Mapping[str, Any]] = {}
     for shard in base.shards:
         rows |= base.read(base.manifest("catalog", shard), ["sha256", "identifier", "captions"])
@@ -104,9 +112,52 @@ def true_objects(settings: Settings) -> tuple[TrueObjects, Report]:
             "give them captions (--source.captions FILE)"
         )
     known = {key: Known(row["sha256"] or "", row["identifier"] or "") for key, row in rows.items()}
-    source = pictured.true_objects(settings)
     side, extracted = featured(settings, source, list(asked), true=True)
     return TrueObjects(base, asked, known, captions, source, side), merge([report, extracted])
+
+
+def parent_of(settings: Settings, store: Store) -> Store:
+    """The collection that one of renders from all around was derived from; any other is its own."""
+    rows = (row for shard in store.shards for row in store.manifest("catalog", shard).rows.values())
+    name = next((row.inputs[around.FROM] for row in rows if around.FROM in row.inputs), "")
+    return existing(settings, name) if name else store
+
+
+def from_all_around(settings: Settings, store: Store, *, true: bool) -> tuple[Pictured, Report]:
+    """The pictures of a collection's objects: its renders, or where it has not all cameras, those that are derived.
+
+    Args:
+        settings: of the run: pixels and cameras of what is derived.
+        store: the collection.
+        true: whether its objects are the true ones, of which only so many are wanted.
+    """
+    if all(store.manifest("renders", shard).complete for shard in store.shards):
+        found = Rendered(store)
+        with suppress(ValueError):  # it has other cameras
+            for count in settings.evaluation.views:
+                found.require(count)
+            return found, Report(shards=())
+    source, saved = settings.source, store.folder / "settings.json"
+    if store.collection != settings.collection and saved.is_file():
+        source = load_settings(str(saved)).source
+    return rendered_around(settings, store.collection, source, len(store.shards), true=true)
+
+
+def rendered_around(
+    settings: Settings, name: str, source: SourceSettings, shards: int, *, true: bool
+) -> tuple[Pictured, Report]:
+    """The objects of a collection, rendered from all around in one that is derived from it."""
+    own = settings.model_copy(
+        update={
+            "collection": name,
+            "source": source,
+            "catalog": settings.catalog if name == settings.collection else CatalogSettings(shards=shards),
+            "images": settings.images if name == settings.collection else ImageSettings(),
+            "evaluation": settings.evaluation.model_copy(update={"true": ""}),
+        }
+    )
+    report = around.run(own, true=true)
+    return pictured.rendered(open_store(around.settings_of(own))), report
 
 
 def asked_of(keys: Sequence[str], captions: Mapping[str, Sequence[str]]) -> dict[str, Asked]:

@@ -19,16 +19,13 @@ from gap3d.evaluation.matching import match, of_key, of_path
 from gap3d.evaluation.picture_folders import objects_in
 from gap3d.evaluation.pictured import Pictured
 from gap3d.evaluation.tokens import of_generated
-from gap3d.evaluation.views import Rendered
 from gap3d.fingerprints import digest_of
-from gap3d.image_settings import ImageSettings
 from gap3d.records import Failure, Status
-from gap3d.settings import CatalogSettings, Settings, SourceSettings
+from gap3d.settings import Settings, SourceSettings
 from gap3d.store import Store
 from gap3d.trellis.seeds import caption_of
-from pipelines import around, pictured, retrieved
-from pipelines.command import load_settings, open_store
-from pipelines.generation_objects import Subject, TrueObjects, featured, paired
+from pipelines import pictured, retrieved
+from pipelines.generation_objects import Subject, TrueObjects, featured, from_all_around, paired, rendered_around
 from pipelines.generation_references import Picture
 from pipelines.prompts import existing
 from pipelines.report import Report, merge
@@ -113,7 +110,7 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
         with of_generated(made) as sets:
             about["tokens"] = sets.description
             if not sets.description["trained"]:
-                untrained = [f"aligner: {sets.description['label']}"]
+                untrained = ["aligner"]
             said = sets.description.get("aligner", {}).get("about", {})
             known = {each: said[each] for each in ("stage", "run", "step", "data") if each in said}
             checkpoint = {**known, "digest": sets.description["checkpoint"], "label": sets.description["label"]}
@@ -152,37 +149,8 @@ def text_of(true: TrueObjects, object_id: str, asked: Mapping[str, Any]) -> str:
 def of_collection(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
     """A collection of this store, rendered from all around."""
     store = existing(settings, place)
-    source, rendered = from_all_around(settings, store)
+    source, rendered = from_all_around(settings, store, true=False)
     return of_meshes_in(settings, store, source, rendered, model or place, true)
-
-
-def from_all_around(settings: Settings, store: Store) -> tuple[Pictured, Report]:
-    """The pictures of a collection's objects, rendered where it has not all cameras itself."""
-    if all(store.manifest("renders", shard).complete for shard in store.shards):
-        found = Rendered(store)
-        try:
-            for count in settings.evaluation.views:
-                found.require(count)
-            return found, Report(shards=())
-        except ValueError:
-            pass  # it has other cameras: one is derived from it
-    saved = store.folder / "settings.json"
-    source = load_settings(str(saved)).source if saved.is_file() else settings.source
-    return rendered_around(settings, store.collection, source, len(store.shards))
-
-
-def rendered_around(settings: Settings, name: str, source: SourceSettings, shards: int) -> tuple[Pictured, Report]:
-    """All objects of a collection, rendered from all around as the true ones are."""
-    own = settings.model_copy(
-        update={
-            "collection": name,
-            "source": source,
-            "catalog": CatalogSettings(shards=shards),
-            "images": ImageSettings(),
-        }
-    )
-    report = around.run(own, true=False)
-    return pictured.rendered(open_store(around.settings_of(own))), report
 
 
 def of_meshes(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
@@ -194,7 +162,7 @@ def of_meshes(settings: Settings, place: str, model: str, true: TrueObjects) -> 
     name = f"{slug}-meshes-{digest_of(str(root))[:8]}"
     known = (settings.store / name / "collection.json").exists()
     shards = len(existing(settings, name).shards) if known else settings.catalog.shards
-    source, report = rendered_around(settings, name, SourceSettings(kind="folder", path=root), shards)
+    source, report = rendered_around(settings, name, SourceSettings(kind="folder", path=root), shards, true=False)
     return of_meshes_in(settings, existing(settings, name), source, report, model or root.name, true)
 
 

@@ -59,19 +59,19 @@ def subject(settings: Settings, model: str, true: TrueObjects) -> Subject:
         done = {pair.key for pair in pairs}
         lost = [Pair(key, failure=sets.failures.get(key, NO_PREDICTION)) for key in true.asked if key not in done]
         share = sum(pair.values["true_object"] for pair in pairs)
+        bent = "ray_depth" in settings.evaluation.quirks
         described: dict[str, Any] = {
             "kind": "retrieved",
             "note": "for each prompt the object whose CLS target is nearest to the predicted CLS stands for the "
-            "generated one; the true object can be found too",
+            "generated one; the true object can be found too"
+            + ("; clouds are those of true objects, and bent like them" if bent else ""),
             "database": {"collection": true.base.collection, "images": len(there), "targets": targets.description},
             "predicted": sets.description,
             "true_object_found": int(share),
             "different_objects_found": len({pair.generated for pair in pairs}),
         }
         untrained = [
-            f"{name}: {held.description['label']}"
-            for name, held in (("aligner", sets), ("targets", targets))
-            if held.description["trained"] is False
+            name for name, held in (("aligner", sets), ("targets", targets)) if held.description["trained"] is False
         ]
     name = model if model in ("pretrained", "finetuned") else Path(model).name
     return Subject(
