@@ -100,9 +100,8 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
     matched = match({key: of_key(key) for key in held}, true.known, true.base.collection)
     chosen = measured_of(true, matched.generated)
     side, report = featured(settings, source, list(chosen.values()), true=False)
-    seen = {row.inputs.get("picture", ""): key for key, row in held.items()}
-    renders = {seen[digest]: each for digest, each in renders_by_digest(true).items() if digest in seen}
-    pictures = {**renders, **own}
+    seen = {key: row.inputs.get("picture", "") for key, row in held.items()}
+    pictures = pictures_of(seen, own, renders_by_digest(true))
     about: dict[str, Any] = {"kind": stage, "collection": name, "unmatched": unmatched(matched.strangers)}
     checkpoint: dict[str, Any] = {}
     untrained = []
@@ -124,6 +123,21 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
         untrained=untrained,
         about=about,
     ), report
+
+
+def pictures_of(
+    seen: Mapping[str, str], own: Mapping[str, Picture], renders: Mapping[str, Picture]
+) -> dict[str, Picture]:
+    """The picture that belongs to each prompt: what the image baseline saw, for others the prompt's own.
+
+    Args:
+        seen: by key, the digest of the row whose picture was seen; empty where none was.
+        own: the prompts' own pictures, by key.
+        renders: of true objects, by digest.
+    """
+    known = {**renders, **{picture.digest: picture for picture in own.values()}}
+    found = {key: known.get(digest) if digest else own.get(key) for key, digest in seen.items()}
+    return {key: picture for key, picture in found.items() if picture is not None}
 
 
 def renders_by_digest(true: TrueObjects) -> dict[str, Picture]:

@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,16 +29,18 @@ from gap3d.parts import read_rows
 from gap3d.prompts import of_rows
 from gap3d.samples import write_samples
 from gap3d.schemas import CATALOG, RENDERS
-from gap3d.settings import Limits, RenderSettings
+from gap3d.settings import RenderSettings
 from gap3d.store import Store
 from gap3d.transforms import transforms
 from gap3d.trellis.seeds import caption_of
 from pipelines import generation_metrics, prompts, trellis
 from pipelines.generation_metrics import of_objects, shaped
 from pipelines.generation_objects import true_objects
+from pipelines.generation_references import Picture
+from pipelines.generation_sources import pictures_of
 from pipelines.job import NotReady
 
-SIZE, OBJECTS = 32, 5
+SIZE, OBJECTS = 32, 4
 SMALL = dict.fromkeys(("inception", "dinov2", "clip", "clip_large", "pointnet"), "random-small")
 IDS = [f"{number:032x}" for number in range(OBJECTS)]
 CAPTIONS = {
@@ -89,7 +92,7 @@ def rendered(number, view):
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
-    """A store with a collection of five objects seen from all around, four of them with captions; (root, renders)."""
+    """A store with a collection of four objects seen from all around, three of them with captions; (root, renders)."""
     root = tmp_path_factory.mktemp("toys")
     store = Store(root, "toys", 1)
     catalog = {
@@ -133,15 +136,15 @@ def test_a_collection_is_at_no_distance_from_itself_and_every_captioned_object_i
     result, report = itself
     for column in ("fd_inception", "fd_dinov2", "fd_pointnet"):
         assert abs(result.cells[column].value) < 1e-6
-        assert result.cells[column].samples == 4
+        assert result.cells[column].samples == 3
     assert {name for name, cell in result.cells.items() if cell.value is None} == {"clip_image"}
     samples = pq.read_table(result.folder / "samples.parquet").to_pylist()
     assert {row["key"] for row in samples} == {key for key in IDS if CAPTIONS[key]}
-    assert result.counts == {"ok": 4}
+    assert result.counts == {"ok": 3}
     mean = np.mean([row["clip_text"] for row in samples])
     assert result.cells["clip_text"].value == pytest.approx(mean, rel=1e-12)
     assert not result.trained and result.label.startswith("UNTRAINED") and "pointnet" in result.label
-    assert report.by_status("generation_metrics") == {"ok": 4}
+    assert report.by_status("generation_metrics") == {"ok": 3}
 
 
 def test_the_result_says_all_that_is_needed_to_repeat_it(itself):
@@ -150,7 +153,7 @@ def test_the_result_says_all_that_is_needed_to_repeat_it(itself):
     for name in SMALL:
         for side in ("true", "generated"):
             assert len(protocol["extractors"][name][side]["extractor"]["weights"]) >= 16
-    assert protocol["objects"] == {**protocol["objects"], "expected": 4, "count": None, "shuffle": 42}
+    assert protocol["objects"] == {**protocol["objects"], "expected": 3, "count": None, "shuffle": 42}
     assert protocol["bootstrap"] == {"seed": 0, "level": 0.95, "resamples": 2000}
     assert said["settings"]["evaluation"]["points"] == 64
 
@@ -165,10 +168,10 @@ def test_what_is_known_is_not_measured_again_and_quirks_are_another_row(itself, 
 
 
 def test_objects_and_captions_are_those_of_the_protocol(toys):
-    true, _ = true_objects(settings_of(toys[0], count=3))
+    true, _ = true_objects(settings_of(toys[0], count=2, views=(8,)))
     order = sorted(range(OBJECTS), key=sha_of)
     random.Random(42).shuffle(order)
-    wanted = [IDS[number] for number in order if CAPTIONS[IDS[number]]][:3]
+    wanted = [IDS[number] for number in order if CAPTIONS[IDS[number]]][:2]
     assert list(true.asked) == wanted
     for index, key in enumerate(wanted):
         choice = random.Random(42 * 2003 + index).randint(0, 1)
@@ -184,27 +187,27 @@ def test_a_folder_of_the_same_pictures_gives_the_same_numbers(itself, toys, tmp_
     for name in set(result.cells) - clouds:
         assert result.cells[name] == itself[0].cells[name]
     assert result.cells["fd_pointnet"].value >= 0
-    assert result.counts == {"ok": 4} and result.protocol["generated"]["unmatched"]["count"] == 0
+    assert result.counts == {"ok": 3} and result.protocol["generated"]["unmatched"]["count"] == 0
 
 
 def test_pictures_without_depth_have_no_cloud_and_their_own_captions(toys, tmp_path):
     root, rows = toys
     place = as_folder(rows, tmp_path / "flat", lambda key: f"o{IDS.index(key)}", depth=False)
     (place / "captions.csv").write_text("path,captions\no0,another text altogether\n")
-    (result,), _ = of_objects(settings_of(root), f"pictures:{place}", "flat")
+    (result,), _ = of_objects(settings_of(root, views=(8, 20)), f"pictures:{place}", "flat")
     assert result.cells["fd_pointnet"].value is None and "missing" in result.cells["fd_pointnet"].note
-    assert result.counts == {"ok": 4} and result.protocol["generated"]["captions_of_its_own"] == 1
+    assert result.counts == {"ok": 3} and result.protocol["generated"]["captions_of_its_own"] == 1
     assert math.isfinite(result.cells["clip_text"].value)
 
 
 def test_a_folder_of_strangers_is_a_sentence(toys, tmp_path):
     root, rows = toys
     place = as_folder(rows, tmp_path / "strangers", lambda key: f"stranger {IDS.index(key)}")
-    with pytest.raises(ValueError, match=r"none of the 5 generated objects.*true objects of collection toys"):
-        of_objects(settings_of(root), f"pictures:{place}", "strangers")
+    with pytest.raises(ValueError, match=r"none of the 4 generated objects.*true objects of collection toys"):
+        of_objects(settings_of(root, views=(8,)), f"pictures:{place}", "strangers")
     for spec in ("toys", "pictures:", "meshes", "nonsense:toys"):
         with pytest.raises(ValueError, match="say what kind of objects"):
-            of_objects(settings_of(root), spec, "")
+            of_objects(settings_of(root, views=(8,)), spec, "")
 
 
 def prompted(settings, name, true, images=None):
@@ -232,47 +235,37 @@ def similarity(pictures, reference):
     return 100 * float(torch.nn.functional.cosine_similarity(views, one).mean())
 
 
-def test_an_object_that_trellis_failed_at_is_a_row_and_pictures_of_prompts_are_scored(toys, tmp_path):
-    settings = settings_of(toys[0], views=(8,)).model_copy(update={"limits": Limits(attempts=1)})
-    true, _ = true_objects(settings)
-    for name, mode in (("half", "RGBA"), ("whole", "RGB")):  # the STAND-IN refuses what has no alpha
-        Image.new(mode, (32, 32), (200, 40, 10, 128)[: len(mode)]).save(tmp_path / f"{name}.png")
-    store, own = prompted(settings, "edited", true, [tmp_path / "half.png", tmp_path / "whole.png"])
-    trellis.run(plan_of(store, "trellis-image", views=(8,), glb=False), own)
-    (result,), _ = of_objects(settings, "trellis:edited", "TRELLIS-image")
-    first, second = list(true.asked)[:2]
-    rows = {row["key"]: row for row in pq.read_table(result.folder / "samples.parquet").to_pylist()}
-    assert rows[first]["status"] == "ok" and "rembg" in rows[second]["reason"]
-    assert result.counts == {"ok": 1, "internal_error": 1, "missing": 2}
-    folder = store.folder / "objects" / "trellis-image" / first / "views8"
-    views = [opened(folder / f"{view:03d}.png") for view in range(8)]
-    wanted = similarity(views, opened(tmp_path / "half.png"))
-    assert rows[first]["clip_image"] == pytest.approx(wanted, rel=1e-5)
-    assert result.cells["clip_image"].samples == 1
-    assert "evaluation.views" in result.cells["fd_inception"].note
-
-
-def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts_against_the_pictures_that_it_saw(toys):
+def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts_against_the_pictures_that_it_saw(toys, tmp_path):
     settings = settings_of(toys[0])
     true, _ = true_objects(settings)
-    store, own = prompted(settings, "seen", true)
+    Image.new("RGB", (32, 32), (200, 40, 10)).save(tmp_path / "own.png")  # of the prompt, and not what is seen
+    store, own = prompted(settings, "seen", true, [tmp_path / "own.png"])
+    first, *_, last = true.asked
     renders = trellis.renders_of(own, "toys")
+    del renders[last]
     trellis.run(plan_of(store, "trellis-image", views=(4, 8, 20), renders=renders, glb=False), own)
-    assert "trellis:seen:trellis-image" in shaped(settings, true)
+    assert list(shaped(settings, true)) == ["trellis:seen:trellis-image"]
     assert not list(shaped(settings, replace(true, asked=dict(list(true.asked.items())[1:]))))
     (result,), _ = of_objects(settings, "trellis:seen", "TRELLIS-image of renders")
-    assert result.counts == {"ok": 4} and result.protocol["generated"]["kind"] == "shapes-trellis-image"
-    assert all(cell.samples == 4 and math.isfinite(cell.value) for cell in result.cells.values())
+    assert result.counts == {"missing": 1, "ok": 2} and result.protocol["generated"]["kind"] == "shapes-trellis-image"
+    assert all(cell.samples == 2 and math.isfinite(cell.value) for cell in result.cells.values())
     assert result.cells["fd_inception"].value > 1e-3
-    key = next(iter(true.asked))
-    place = store.folder / "objects" / "trellis-image" / key
-    chosen = renders[key][json.loads((place / "object.json").read_text())["view"]]
+    rows = {row["key"]: row for row in pq.read_table(result.folder / "samples.parquet").to_pylist()}
+    assert "no picture in the renders" in rows[last]["reason"] and rows[last]["clip_text"] is None
+    place = store.folder / "objects" / "trellis-image" / first
+    chosen = renders[first][json.loads((place / "object.json").read_text())["view"]]
     png = read_rows(chosen.part, [chosen.row], ["png"]).column("png")[0].as_py()
     views = [opened(place / "views8" / f"{view:03d}.png") for view in range(8)]
-    rows = {row["key"]: row for row in pq.read_table(result.folder / "samples.parquet").to_pylist()}
-    assert rows[key]["clip_image"] == pytest.approx(similarity(views, opened(io.BytesIO(png))), rel=1e-5)
+    assert rows[first]["clip_image"] == pytest.approx(similarity(views, opened(io.BytesIO(png))), rel=1e-5)
     with pytest.raises(ValueError, match="has objects of trellis-image: say trellis:seen:METHOD"):
         of_objects(settings, "trellis:seen:gap3d", "")
+
+
+def test_pictures_of_prompts_are_what_was_seen_else_their_own():
+    own, render = Picture(Path("p"), 0, "image", "of the prompt"), Picture(Path("r"), 3, "png", "of a render")
+    seen = {"a": "", "b": "of a render", "c": "of the prompt", "d": "gone", "e": ""}
+    found = pictures_of(seen, {"a": own, "b": own, "c": own, "d": own}, {"of a render": render})
+    assert found == {"a": own, "b": render, "c": own}
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +295,7 @@ def test_the_retrieved_object_is_the_nearest_by_a_plain_loop_and_is_called_what_
         assert rows[key]["true_object"] == (best == key)
         itself += best == key
     assert result.protocol["generated"]["true_object_found"] == itself
-    assert result.counts == {"ok": 4} and result.checkpoint["digest"]
+    assert result.counts == {"ok": 3} and result.checkpoint["digest"]
 
 
 def test_a_folder_of_meshes_comes_through_the_line_from_all_around(toys, tmp_path):
@@ -316,7 +309,7 @@ def test_a_folder_of_meshes_comes_through_the_line_from_all_around(toys, tmp_pat
     settings = settings.model_copy(update={"renders": RenderSettings(denoise=False)})
     (result,), report = of_objects(settings, f"meshes:{meshes}", "meshes")
     assert report.by_status("renders") == {"ok": 8}
-    assert result.counts == {"ok": 2, "missing": 2}
+    assert result.counts == {"missing": 1, "ok": 2}
     assert "nothing was generated for it" in result.reasons[0]
     assert result.cells["fd_inception"].samples == 2 and result.cells["fd_inception"].value > 0
     again, later = of_objects(settings, f"meshes:{meshes}", "meshes")
