@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gap3d.catalog import read_captions
+from gap3d.catalog import read_captions, walk
 from gap3d.evaluation.generation import Side
 from gap3d.evaluation.matching import match, of_key, of_path
 from gap3d.evaluation.picture_folders import objects_in
@@ -170,14 +170,19 @@ def of_collection(settings: Settings, place: str, model: str, true: TrueObjects)
 def of_meshes(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
     """A folder of meshes: brought through our own line, from all around, in a collection of its own."""
     root = Path(place).expanduser().absolute()
-    if not root.exists():
+    if not root.is_dir():
         raise ValueError(f"--generated meshes:{place}: there is no folder {root}")
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", root.name).strip("-.") or "objects"
     name = f"{slug}-meshes-{digest_of(str(root))[:8]}"
     known = (settings.store / name / "collection.json").exists()
-    shards = len(existing(settings, name).shards) if known else settings.catalog.shards
+    shards = len(existing(settings, name).shards) if known else shards_for(sum(1 for _ in walk(root)))
     source, report = rendered_around(settings, name, SourceSettings(kind="folder", path=root), shards, true=False)
     return of_meshes_in(settings, existing(settings, name), source, report, model or root.name, true)
+
+
+def shards_for(objects: int) -> int:
+    """Shards of a collection of so many objects."""
+    return 1 << max(0, -(-objects // pictured.SHARD_OBJECTS) - 1).bit_length()
 
 
 def of_meshes_in(

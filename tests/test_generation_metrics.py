@@ -35,10 +35,11 @@ from gap3d.transforms import transforms
 from gap3d.trellis.seeds import caption_of
 from pipelines import generation_metrics, prompts, trellis
 from pipelines.generation_metrics import of_objects, shaped
-from pipelines.generation_objects import true_objects
+from pipelines.generation_objects import parent_of, true_objects
 from pipelines.generation_references import Picture
 from pipelines.generation_sources import pictures_of
 from pipelines.job import NotReady
+from pipelines.prompts import existing
 
 SIZE, OBJECTS = 32, 4
 SMALL = dict.fromkeys(("inception", "dinov2", "clip", "clip_large", "pointnet"), "random-small")
@@ -314,6 +315,10 @@ def test_a_folder_of_meshes_comes_through_the_line_from_all_around(toys, tmp_pat
     assert result.cells["fd_inception"].samples == 2 and result.cells["fd_inception"].value > 0
     again, later = of_objects(settings, f"meshes:{meshes}", "meshes")
     assert again == [result] and later.count("computed") == 0
+    name = result.protocol["generated"]["collection"]
+    (same,), later = of_objects(settings, f"collection:{name}", "collection")
+    assert same.cells == result.cells and later.count("computed", "renders") == 0
+    assert parent_of(settings, existing(settings, f"{name}-around")).collection == name
 
 
 def test_a_model_that_is_not_trained_is_a_sentence(toys):
