@@ -9,7 +9,6 @@ import argparse
 import re
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from gap3d.records import Status, SystemicFault
 from gap3d.settings import Settings
 from gap3d.store import free_bytes
 from gap3d.trellis.process import Installation
-from pipelines import generate, prompts, trellis
+from pipelines import around, generate, generation_metrics, prompts, trellis
 from pipelines.command import RESOLVED, parse, parser, resolved, say, sentences, stop
 from pipelines.comparison_pictures import Column, Pictures
 from pipelines.evaluation_prompts import evaluation_prompts
@@ -95,11 +94,12 @@ def planned(
         for name, checkpoint in aligners.items():
             layout = checkpoint.layout
             trellis.require_layout(layout.registers, layout.patches, layout.width, f"the aligner {name} makes")
-    renders = {}
+    renders, sources = {}, {}
     for run in sheet.runs:
         if run.method == "trellis-image" and run.pictures != PROMPTS:
+            sources[run.name] = true if run.pictures == TRUE else run.pictures
             try:
-                renders[run.name] = trellis.renders_of(settings, true if run.pictures == TRUE else run.pictures)
+                renders[run.name] = trellis.renders_of(settings, sources[run.name])
             except (NotReady, ValueError):
                 if shaping:
                     raise
@@ -110,7 +110,7 @@ def planned(
         store, own = prompts.collection_of(settings, f"{prefix}-{run.name}", len(found))
         own = own.model_copy(update={"sampling": own.sampling.model_copy(update={"steps": run.steps})})
         aligner = aligners[run.model] if run.method == "gap3d" else None
-        made.append(Column(run, store, own, found, aligner, renders.get(run.name)))
+        made.append(Column(run, store, own, found, aligner, renders.get(run.name), sources.get(run.name, "")))
     require_room(made)
     return made
 
@@ -161,15 +161,15 @@ def make(columns: Sequence[Column], shaping: Shaping | None) -> dict[str, Report
     return reports
 
 
-def measurements(columns: Sequence[Column], preset: Path) -> list[list[str]]:
-    """The commands that make every run's objects a row of Table 3 or 4."""
-    return [
-        [
-            *("-m", "pipelines.generation_metrics", "--preset", str(preset)),
-            *("--generated", f"trellis:{column.store.collection}:{column.run.method}", "--model", column.run.head),
-        ]
-        for column in columns
-    ]
+def true_collection(settings: Settings) -> str:
+    """The collection whose renders the image baseline sees: those from all around, where they are made."""
+    name = settings.evaluation.true or around.settings_of(settings).collection
+    return name if (settings.store / name / "collection.json").exists() else settings.collection
+
+
+def spec_of(column: Column) -> str:
+    """A run's objects, as ``pipelines.generation_metrics`` is told of them."""
+    return f"trellis:{column.store.collection}:{column.run.method}"
 
 
 def add_flags(made: argparse.ArgumentParser) -> None:
@@ -178,7 +178,7 @@ def add_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--prompts", type=Path, help="a file of prompts (default: the evaluation's, of the collection)")
     made.add_argument("--into", help="begins the names of the runs' collections (default: made of the names)")
     made.add_argument("--vlm", help="the aligners' vision-language model, a hub id or folder (default: as in training)")
-    made.add_argument("--pictures-of", metavar="COLLECTION", help="of true objects (default: evaluation.true, or ours)")
+    made.add_argument("--pictures-of", metavar="COLLECTION", help="of true objects (default: the evaluation's)")
     made.add_argument("--trellis", type=Path, help="the clone of TRELLIS's repository (default: python finds it)")
     made.add_argument("--python", help="the interpreter of TRELLIS's environment; without both, no objects are made")
     made.add_argument("--turntables", default="4,8,20", help="frames of objects: of 4, 8 and 20 (default: all three)")
@@ -221,7 +221,7 @@ def main() -> None:
             settings.collection, *([file.stem] if known.prompts else []), Path(known.runs).stem
         )
         vlm = str(Path(known.vlm).absolute()) if known.vlm and Path(known.vlm).exists() else known.vlm
-        true = known.pictures_of or settings.evaluation.true or settings.collection
+        true = known.pictures_of or true_collection(settings)
         columns = planned(settings, sheet, file, prefix, vlm=vlm, true=true, shaping=shaping)
         reports = make(columns, shaping)
         if known.report:
@@ -237,12 +237,12 @@ def main() -> None:
         if shaping is None:
             say("no TRELLIS was given: the pictures show token sets, and nothing is an object (--trellis, --python)")
             return
-        for command in measurements(columns, preset):
-            say(f"measure:  {shlex.join(['python', *command])}")
-            if known.measure:
-                measured = subprocess.run([sys.executable, *command], check=False)
-                if measured.returncode:
-                    raise SystemicFault(f"measuring ended with exit code {measured.returncode}: its words are above")
+        for column in columns:
+            command = ["python", "-m", "pipelines.generation_metrics", "--preset", str(preset)]
+            say(f"measure:  {shlex.join([*command, '--generated', spec_of(column), '--model', column.run.name])}")
+        for column in columns if known.measure else ():
+            results, report = generation_metrics.of_objects(settings, spec_of(column), column.run.name)
+            say(*report.lines(), *(line for result in results for line in generation_metrics.lines_of(result)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 from gap3d.atlas.palette import Palette
 from gap3d.atlas.pictures import shrunk
 from gap3d.evaluation.grids import MOST, Tile, grid
-from gap3d.evaluation.runs import Run, Sheet
+from gap3d.evaluation.runs import OF_METHOD, Run, Sheet
 from gap3d.features.decoding import decode_image
 from gap3d.features.encoder import UNTRAINED
 from gap3d.features.images import without_alpha
@@ -29,13 +29,14 @@ from gap3d.trellis.seeds import view_of
 from pipelines import prompts, sets_page
 from pipelines.generate import Checkpoint
 from pipelines.generator import STAGE as TOKENS
-from pipelines.trellis import Place, stage_of
+from pipelines.predictions import about
+from pipelines.trellis import Place, model_of, stage_of
 
 ABOUT = "comparison.json"
 ROWS = 24  # of one picture
 FRAME = re.compile(r"views(\d+)/000\.png")
 NO_OBJECT = "no object: TRELLIS was not given"
-NOT_OBJECTS = "token sets, no objects: patch tokens in the colours of one palette"
+NOT_OBJECTS = "Token sets, no objects: patch tokens in the colours of one palette"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Column:
         prompts: with its suffix, in the order of the file.
         checkpoint: of the aligner; None for TRELLIS's own pipelines.
         renders: that the image baseline sees, by object_id; None where it sees the prompts' own, or there are none.
+        pictures_of: the collection of these.
     """
 
     run: Run
@@ -57,6 +59,7 @@ class Column:
     prompts: Sequence[Prompt]
     checkpoint: Checkpoint | None = None
     renders: Mapping[str, list[Place]] | None = None
+    pictures_of: str = ""
 
     @property
     def label(self) -> str:
@@ -115,15 +118,18 @@ class Pictures:
             columns.insert(0, tiles)
             heads.insert(0, head)
         rows = [prompt.text or prompt.place for prompt in shown]
-        title = self.sheet.title if self.shaped else f"{self.sheet.title}: {NOT_OBJECTS}"
+        title = self.sheet.title if self.shaped else f"{self.sheet.title}. {NOT_OBJECTS}"
         cells = [list(row) for row in zip(*columns, strict=True)]
         return grid(rows, heads, cells, title + page, warning=self.warning, side=self.side, limit=len(rows))
 
     @property
     def warning(self) -> str:
-        """What is untrained, by column."""
-        loud = [f"{column.run.head}: {column.label}" for column in self.columns if UNTRAINED in column.label]
-        return "; ".join(loud)
+        """What is untrained, and in which columns."""
+        loud: dict[str, list[str]] = {}
+        for column in self.columns:
+            if UNTRAINED in column.label:
+                loud.setdefault(column.label, []).append(column.run.head)
+        return ". ".join(f"{label} ({'; '.join(heads)})" for label, heads in loud.items())
 
     @property
     def side(self) -> int | None:
@@ -230,7 +236,7 @@ class Pictures:
         return {
             "title": self.sheet.title,
             "note": self.sheet.note,
-            "shows": "objects" if self.shaped else NOT_OBJECTS,
+            "shows": "Objects" if self.shaped else NOT_OBJECTS,
             "warning": self.warning,
             "runs": [said_of(column) for column in self.columns],
             "prompts": [
@@ -270,10 +276,13 @@ def became(row: LedgerRow | None) -> dict[str, str]:
 
 
 def said_of(column: Column) -> dict[str, Any]:
-    """A run as it was."""
-    said: dict[str, Any] = {**column.run.model_dump(mode="json"), "collection": column.store.collection}
+    """A run as it was; fields that its method leaves without effect are not part of it."""
+    idle = {field for field, methods in OF_METHOD.items() if column.run.method not in methods}
+    said: dict[str, Any] = {"collection": column.store.collection, **column.run.model_dump(mode="json", exclude=idle)}
+    said["weights"] = model_of(column.run.weights, column.run.method)
+    if column.renders is not None:
+        said["pictures"] = column.pictures_of
     if column.checkpoint:
-        sampling = column.settings.sampling.model_dump(mode="json", exclude={"batch_size"})
-        said |= {"checkpoint": column.checkpoint.digest, "label": column.label, "sampling": sampling}
-        said["step"] = column.checkpoint.said.get("about", {}).get("step")
+        said |= {"checkpoint": about(column.checkpoint), "vlm": column.checkpoint.conditions}
+        said["sampling"] = column.settings.sampling.model_dump(mode="json", exclude={"batch_size"})
     return said

@@ -17,8 +17,8 @@ from gap3d.evaluation.result import FOLDER
 from gap3d.parts import write_atomically
 from gap3d.settings import Settings
 from gap3d.store import Store
-from gap3d.trellis.seeds import caption_of
 from pipelines.command import open_store, parse, parser, say, sentences, stop
+from pipelines.generation_objects import asked_of
 from pipelines.prompts import existing
 
 NAME = "prompts.jsonl"
@@ -39,17 +39,16 @@ def rows_of(store: Store, count: int | None, shuffle: int) -> list[dict[str, Any
     for shard in store.shards:
         found = store.read(store.manifest("catalog", shard), ["captions"])
         captions |= {key: row["captions"] or [] for key, row in found.items()}
-    made = []
-    for index, object_id in enumerate(objects_of(store, count, shuffle)):
-        choice = caption_of(index, len(captions[object_id]))
-        text = captions[object_id][choice]
-        made.append({"id": object_id, "prompt": text, "index": index, "caption_index": choice})
-    if not made:
+    asked = asked_of(objects_of(store, count, shuffle), captions)
+    if not asked:
         raise ValueError(
             f"no object in the catalog of {store.collection} has a caption: nothing can be prompted; name a collection "
             "of captioned objects (--collection, --evaluation.true), or a file of prompts"
         )
-    return made
+    return [
+        {"id": key, "prompt": each.caption, "index": each.index, "caption_index": each.caption_index}
+        for key, each in asked.items()
+    ]
 
 
 def evaluation_prompts(settings: Settings, path: Path | None = None) -> Path:

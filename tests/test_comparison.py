@@ -279,7 +279,7 @@ def test_without_trellis_the_figure_says_that_it_shows_no_objects(tmp_path, monk
         and "pipelines.generation_metrics" not in said
     )
     ((captions, heads, cells, title), how) = titles[0]
-    assert "token sets, no objects" in title and "UNTRAINED" in how["warning"]
+    assert "Token sets, no objects" in title and "UNTRAINED" in how["warning"]
     assert captions == ["make it blue", "make it green", "a lamp"]
     assert heads == ["Picture of the prompt", "plain", "prompted", "text", "image"]
     assert np.array_equal(cells[0][0].picture, np.full((96, 96, 3), (200, 10, 10)))
