@@ -1,15 +1,26 @@
 """Settings of the evaluation (specification 8)."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
-from gap3d.evaluation.quirks import ALL, QUIRKS
+from gap3d.evaluation.quirks import ALL, QUIRKS, Table, of_table
 from gap3d.section import Section
 
 Model = Literal["pretrained", "finetuned"]
 Weights = Annotated[str, Field(min_length=1)]
+_TOKENS = ("models", "collections", "steps", "level", "resamples", "seed")
+SHAPING: Mapping[Table, tuple[str, ...]] = {
+    "alignment": _TOKENS,
+    "retrieval": (*_TOKENS, "captions"),
+    "generation": (
+        *("models", "true", "count", "shuffle", "views", "resolution", "samples", "points", "presample"),
+        *("inception", "dinov2", "dinov2_size", "clip", "clip_large", "pointnet", "level", "resamples", "seed"),
+    ),
+}
+"""Which settings shape the numbers of a table, beside its quirks."""
 
 
 class EvaluationSettings(Section):
@@ -63,6 +74,10 @@ class EvaluationSettings(Section):
     """Of the bootstrap, of clouds, and of extractors' random weights."""
     automatic: bool = False
     """Whether the metrics are measured by themselves after every training; else started by hand."""
+
+    def shaping(self, table: Table) -> dict[str, Any]:
+        """All of this section that shapes a table's numbers."""
+        return {**self.model_dump(mode="json", include=set(SHAPING[table])), "quirks": of_table(self.quirks, table)}
 
     @field_validator("quirks")
     @classmethod

@@ -1,0 +1,263 @@
+"""The evaluation's assets: the paper's tables of this collection's aligners, their history, and the HTML report.
+
+What draws and measures brings matplotlib and torch, which the code location loads without: they are imported where they
+are used.
+"""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from PIL import Image
+
+from assets_defs.automation import AFTER_METRICS, AFTER_TRAINING
+from assets_defs.data import OWNERS, version
+from assets_defs.model import ASSET_OF
+from assets_defs.partitions import SETTINGS
+from assets_defs.resources import FOR_A_PERSON, Compute
+from gap3d import fingerprints
+from gap3d.evaluation import soundness
+from gap3d.evaluation.quirks import Table
+from gap3d.evaluation.result import TABLES, Cell, Result, find
+from gap3d.exports.card import plain, table
+from gap3d.settings import Settings
+from pipelines.report import Report
+
+STAGE_OF: Mapping[Table, str] = {name: f"{name}_metrics" for name in TABLES}
+ALIGNERS: Mapping[str, str] = {"pretrained": ASSET_OF["pretrain"], "finetuned": ASSET_OF["finetune"]}
+DEPS = [*(ALIGNERS[model] for model in SETTINGS.evaluation.models), "dataset"]
+NAMED = 20  # sentences of a failing check
+FOLD = 1000  # characters of markdown from which the UI folds it
+SHOWN = 1200  # pixels of a picture's width: it lies in the event log
+
+
+def metrics_version(name: Table) -> str:
+    """An asset's code version: the code that measures, and the settings that shape its numbers."""
+    shaping = SETTINGS.evaluation.shaping(name)
+    return version(STAGE_OF[name], fingerprints.digest_of(shaping), fingerprints.settings_digest(SETTINGS.sampling))
+
+
+def measured(context: dg.AssetExecutionContext, compute: Compute, name: Table) -> dg.MaterializeResult:
+    """Measure what is not measured yet; then what came out of it, and what there was before."""
+    report = compute.run(context, STAGE_OF[name])
+    settings = compute.settings()
+    try:
+        history = history_of(settings, name)
+    except FOR_A_PERSON as error:
+        raise dg.Failure(str(error)) from error
+    results = of_report(report, history)
+    for label in sorted({result.label for result in results if not result.trained}):
+        context.log.warning(f"{label}: these numbers mean nothing")
+    content = [[one.collection, one.model, one.fingerprint, one.samples_digest] for one in results]
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(fingerprints.digest_of(sorted(content))),
+        metadata=looks(settings, name, results, history, report),
+    )
+
+
+def homes(settings: Settings) -> list[Path]:
+    """Folders of the collections whose results these settings can make."""
+    section = settings.evaluation
+    names = dict.fromkeys(filter(None, (settings.collection, *section.collections, section.true)))
+    return [settings.store / name for name in names]
+
+
+def history_of(settings: Settings, name: Table) -> list[Result]:
+    """All results of a table on the settings' collections, the oldest first.
+
+    Raises:
+        SystemicFault: one is damaged.
+    """
+    return sorted((one for home in homes(settings) for one in find(home, name)), key=lambda one: one.made_at)
+
+
+def of_report(report: Report, history: Sequence[Result]) -> list[Result]:
+    """The results that a run reports, whether it measured them or found them measured.
+
+    Raises:
+        dg.Failure: one is not there.
+    """
+    found = []
+    for row in report.shards:
+        same = [
+            one for one in history if (f"{one.collection}/{one.model}", one.samples_digest) == (row.shard, row.digest)
+        ]
+        if not same:
+            raise dg.Failure(f"{row.stage} left no result of {row.shard}: its store is not the one seen from here")
+        found.append(same[-1])
+    return found
+
+
+def looks(
+    settings: Settings, name: Table, results: Sequence[Result], history: Sequence[Result], report: Report
+) -> dict[str, Any]:
+    """Metadata: the history and the figure as pictures, the table, every cell as a number, and where it all lies."""
+    from gap3d.evaluation.history import history_png, history_table
+
+    untrained = sorted({result.label for result in results if not result.trained})
+    made: dict[str, Any] = {}
+    if any(cell.value is not None for result in history for cell in result.cells.values()):
+        title = " \u00b7 ".join([*untrained[:1], f"{name}, over the checkpoints of {settings.collection}"])
+        made["history"] = picture("history", history_png(history, title))
+    for result in results:
+        for path in sorted(result.folder.glob("*.png")) if result.folder else ():
+            made[named(path.stem, settings, result)] = picture(path.stem, path.read_bytes())
+    made["measured"] = dg.MetadataValue.md(table_of(results))
+    made["history_table"] = dg.MetadataValue.md(history_table(history))
+    made["label"] = "; ".join(untrained) or "trained"
+    for result in results:
+        for column, cell in result.cells.items():
+            if cell.value is not None:
+                made[named(column, settings, result)] = float(cell.value)
+    not_measured = [f"{result.model}: {sentence}" for result in results for sentence in soundness.not_measured(result)]
+    for result in results:
+        made[named("samples", settings, result)] = sum(result.counts.values())
+        made[named("failed", settings, result)] = sum(result.counts.values()) - result.counts.get("ok", 0)
+        made[named("step", settings, result)] = int(result.checkpoint.get("step", 0))
+        made[named("result", settings, result)] = dg.MetadataValue.path(result.folder or "")
+    return made | {
+        "not_measured": "\n".join(not_measured) or "nothing",
+        "quirks": ", ".join(dict.fromkeys(quirk for result in results for quirk in result.quirks)) or "none",
+        "checkpoints_measured": len({result.checkpoint.get("digest") for result in history}),
+        "computed": report.count("computed"),
+        "seconds": round(report.wall_s, 3),
+    }
+
+
+def named(what: str, settings: Settings, result: Result) -> str:
+    """The name of an entry about one result: the UI draws a curve of each name over materialisations."""
+    where = "" if result.collection == settings.collection else f"_on_{result.collection}"
+    return f"{result.model}_{what}{where}"
+
+
+def picture(name: str, png: bytes) -> dg.MetadataValue:
+    """A picture as metadata, no wider than a screen."""
+    image = Image.open(io.BytesIO(png))
+    if image.width > SHOWN or len(png) > 4 * SHOWN * SHOWN // 16:
+        image = image.convert("RGB")
+        image.thumbnail((SHOWN, 8 * SHOWN))
+        sink = io.BytesIO()
+        image.save(sink, format="jpeg", quality=85)
+        return dg.MetadataValue.md(f"![{name}](data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()})")
+    return dg.MetadataValue.md(f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def table_of(results: Sequence[Result]) -> str:
+    """Cells by row, results by column, with intervals where the UI does not fold it then."""
+    columns = list(dict.fromkeys(column for result in results for column in result.cells))
+    head = ["", *(plain(f"{result.model} on {result.collection}") for result in results)]
+    texts = []
+    for intervals in (True, False):
+        lines = [
+            [plain(column), *(told(result.cells.get(column), intervals=intervals) for result in results)]
+            for column in columns
+        ]
+        texts.append("\n".join(table(head, lines)).strip())
+    return next((text for text in texts if len(text) < FOLD), texts[-1])
+
+
+def told(cell: Cell | None, *, intervals: bool) -> str:
+    """A cell in four digits."""
+    if cell is None or cell.value is None:
+        return "-"
+    ends = f" ({cell.low:.4g} to {cell.high:.4g})" if cell.low is not None and cell.high is not None else ""
+    return f"{cell.value:.4g}{ends if intervals else ''}"
+
+
+WORDS: Mapping[Table, str] = {
+    "alignment": "Cosine, squared error and norm ratio of predicted with true tokens, on captions of true images "
+    "(the paper's Table 1).",
+    "retrieval": "How often predicted tokens find the true image of their caption among all, within 1, 5 and 10 (the "
+    "paper's Table 2); queries, true images and the first four as a picture (Figure 2).",
+    "generation": "Frechet and kernel distances of pictures and clouds of generated from true objects, and CLIP scores "
+    "(the paper's Table 3).",
+}
+
+
+def metrics(name: Table) -> dg.AssetsDefinition:
+    """The asset of one table."""
+
+    @dg.asset(
+        name=STAGE_OF[name],
+        deps=DEPS,
+        group_name="evaluation",
+        kinds={"pytorch", "ray"},
+        owners=OWNERS,
+        code_version=metrics_version(name),
+        automation_condition=AFTER_TRAINING if SETTINGS.evaluation.automatic else None,
+        pool="evaluation",
+        description=f"{WORDS[name]}\n\n`history` of a materialisation opens a picture: every number over the steps of "
+        "the checkpoints that were measured. What was measured of the same checkpoint, data and settings is not "
+        "measured again. Started by hand, unless `evaluation.automatic` is set.",
+    )
+    def of_the_table(context: dg.AssetExecutionContext, compute: Compute) -> dg.MaterializeResult:
+        return measured(context, compute, name)
+
+    return of_the_table
+
+
+METRICS = {name: metrics(name) for name in TABLES}
+
+
+def identity_holds(results: Sequence[Result]) -> list[str]:
+    """Of every result what contradicts the identity."""
+    return [f"{title(result)}: {sentence}" for result in results for sentence in soundness.not_identical(result)]
+
+
+def every_sample_accounted(results: Sequence[Result]) -> list[str]:
+    """Of every result the samples that are lost, doubled or altered, and cells that the samples do not give."""
+    return [
+        f"{title(result)}: {sentence}"
+        for result in results
+        for sentence in (*soundness.unaccounted(result), *soundness.remade(result))
+    ]
+
+
+def metrics_possible(results: Sequence[Result]) -> list[str]:
+    """Of every result the numbers that no measurement can give."""
+    return [f"{title(result)}: {sentence}" for result in results for sentence in soundness.impossible(result)]
+
+
+def title(result: Result) -> str:
+    """How a result is called in a sentence."""
+    return f"{result.model} on {result.collection}, {result.folder.name if result.folder else 'not saved'}"
+
+
+DESCRIPTIONS: Mapping[Callable[[Sequence[Result]], list[str]], str] = {
+    identity_holds: "MSE = 1 + r^2 - 2 r cos of every token of normalised targets: what was written down of patches and "
+    "registers, and made again of every CLS.",
+    every_sample_accounted: "Every expected sample has one row, as it was measured (counts and digest), and means and "
+    "recalls are those of the rows.",
+    metrics_possible: "Every number is finite and can be one: cosines from -1 to 1, recalls from 0 to 100 and rising, no "
+    "distance below 0.",
+}
+
+
+def check(name: Table, faults_of: Callable[[Sequence[Result]], list[str]]) -> dg.AssetChecksDefinition:
+    """A check of all results of a table, as they lie there now; along with the asset, or executed alone."""
+
+    @dg.asset_check(asset=METRICS[name], name=faults_of.__name__, description=DESCRIPTIONS[faults_of], pool="checks")
+    def of_the_results(compute: Compute) -> dg.AssetCheckResult:
+        try:
+            results = history_of(compute.settings(), name)
+            faults = faults_of(results)
+        except FOR_A_PERSON as error:
+            return dg.AssetCheckResult(passed=False, description=str(error))
+        if not results:
+            return dg.AssetCheckResult(passed=False, description=f"There is no result: materialise {STAGE_OF[name]}.")
+        return dg.AssetCheckResult(
+            passed=not faults,
+            description="; ".join(faults[:NAMED]) or f"It holds of {len(results)} results.",
+            metadata={"results": len(results), "faults": dg.MetadataValue.json(faults)},
+        )
+
+    return of_the_results
+
+
+CHECKS = [
+    check("alignment", identity_holds),
+    *(check(name, faults_of) for name in TABLES for faults_of in (every_sample_accounted, metrics_possible)),
+]
