@@ -29,7 +29,7 @@ from gap3d.manifest import Manifest
 from gap3d.records import Status
 from gap3d.settings import Settings
 from gap3d.store import Store
-from gap3d.training.run import FOLDER, RESULT, read_result
+from gap3d.training.run import FOLDER, RESULT, Stage, read_result
 from pipelines import prompts
 from pipelines.command import parse, parser, say, sentences, stop
 from pipelines.generator import STAGE, Generator, Wish, digest_of
@@ -88,23 +88,30 @@ def is_random(vlm: str) -> bool:
     return vlm == RANDOM_VLM or (config.is_file() and bool(json.loads(config.read_text()).get(UNTRAINED_MARK)))
 
 
-def trained_in(store: Path, collection: str) -> Path:
+def trained_in(store: Path, collection: str, stages: Sequence[Stage] = ("finetune", "pretrain")) -> Path:
     """The last checkpoint of a collection's newest finished training, of finetuning before pretraining.
+
+    Args:
+        store: its folder.
+        collection: that was trained on.
+        stages: those that may be taken, the first of them before the next.
 
     Raises:
         NotReady: there is none.
         SystemicFault: the result of one is damaged.
     """
     folder = store / collection / FOLDER
-    for stage in ("finetune", "pretrain"):
+    for stage in stages:
         results = sorted(folder.glob(f"{stage}-*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in results:
             checkpoint = path.parent / read_result(path)["checkpoint"]
             if checkpoint.is_dir():
                 return checkpoint
+    which = f"{stages[0].removesuffix('e')}ed" if len(stages) == 1 else "trained"
+    programs = " and ".join(f"`python -m pipelines.{stage}`" for stage in reversed(stages))
     raise NotReady(
-        f"collection {collection} in {store} has no trained aligner: run `python -m pipelines.pretrain` and "
-        "`pipelines.finetune`, name another --collection, or a checkpoint (--checkpoint DIR)"
+        f"collection {collection} in {store} has no {which} aligner: run {programs}, name another --collection, or a "
+        "checkpoint (--checkpoint DIR)"
     )
 
 
