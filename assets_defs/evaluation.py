@@ -28,16 +28,24 @@ from pipelines.report import Report
 
 STAGE_OF: Mapping[Table, str] = {name: f"{name}_metrics" for name in TABLES}
 ALIGNERS: Mapping[str, str] = {"pretrained": ASSET_OF["pretrain"], "finetuned": ASSET_OF["finetune"]}
+SOURCES: Mapping[Table, Sequence[str]] = {
+    "alignment": ("prompts", "generated"),
+    "retrieval": ("prompts", "generated"),
+    "generation": ("prompts", "generated", "renders", "features"),
+}
+"""Stages that make what a table is measured on, where no asset of their own makes it."""
 DEPS = [*(ALIGNERS[model] for model in SETTINGS.evaluation.models), "dataset"]
 NAMED = 20  # sentences of a failing check
 FOLD = 1000  # characters of markdown from which the UI folds it
-SHOWN = 1200  # pixels of a picture's width: it lies in the event log
+SHOWN = 1200  # pixels of a picture's width
+LARGE = 200_000  # bytes from which a picture becomes a JPEG of that width: it lies in the event log
 
 
 def metrics_version(name: Table) -> str:
     """An asset's code version: the code that measures, and the settings that shape its numbers."""
     shaping = SETTINGS.evaluation.shaping(name)
-    return version(STAGE_OF[name], fingerprints.digest_of(shaping), fingerprints.settings_digest(SETTINGS.sampling))
+    code = [fingerprints.code_version(stage) for stage in SOURCES[name]]
+    return version(name, fingerprints.digest_of([code, shaping]), fingerprints.settings_digest(SETTINGS.sampling))
 
 
 def measured(context: dg.AssetExecutionContext, compute: Compute, name: Table) -> dg.MaterializeResult:
@@ -48,7 +56,7 @@ def measured(context: dg.AssetExecutionContext, compute: Compute, name: Table) -
         history = history_of(settings, name)
     except FOR_A_PERSON as error:
         raise dg.Failure(str(error)) from error
-    results = of_report(report, history)
+    results = of_report(name, report, history)
     for label in sorted({result.label for result in results if not result.trained}):
         context.log.warning(f"{label}: these numbers mean nothing")
     content = [[one.collection, one.model, one.fingerprint, one.samples_digest] for one in results]
@@ -74,7 +82,7 @@ def history_of(settings: Settings, name: Table) -> list[Result]:
     return sorted((one for home in homes(settings) for one in find(home, name)), key=lambda one: one.made_at)
 
 
-def of_report(report: Report, history: Sequence[Result]) -> list[Result]:
+def of_report(name: Table, report: Report, history: Sequence[Result]) -> list[Result]:
     """The results that a run reports, whether it measured them or found them measured.
 
     Raises:
@@ -89,6 +97,11 @@ def of_report(report: Report, history: Sequence[Result]) -> list[Result]:
             raise dg.Failure(f"{row.stage} left no result of {row.shard}: its store is not the one seen from here")
         found.append(same[-1])
     return found
+
+
+def called(result: Result) -> str:
+    """How the tables' programs call a result in their report."""
+    return f"{result.collection}/{result.model}"
 
 
 def looks(
@@ -135,14 +148,14 @@ def named(what: str, settings: Settings, result: Result) -> str:
 
 def picture(name: str, png: bytes) -> dg.MetadataValue:
     """A picture as metadata, no wider than a screen."""
-    image = Image.open(io.BytesIO(png))
-    if image.width > SHOWN or len(png) > 4 * SHOWN * SHOWN // 16:
-        image = image.convert("RGB")
+    kind, content = "png", png
+    if len(png) > LARGE:
+        image = Image.open(io.BytesIO(png)).convert("RGB")
         image.thumbnail((SHOWN, 8 * SHOWN))
         sink = io.BytesIO()
         image.save(sink, format="jpeg", quality=85)
-        return dg.MetadataValue.md(f"![{name}](data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()})")
-    return dg.MetadataValue.md(f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})")
+        kind, content = "jpeg", sink.getvalue()
+    return dg.MetadataValue.md(f"![{name}](data:image/{kind};base64,{base64.b64encode(content).decode()})")
 
 
 def table_of(results: Sequence[Result]) -> str:
@@ -202,9 +215,43 @@ def metrics(name: Table) -> dg.AssetsDefinition:
 METRICS = {name: metrics(name) for name in TABLES}
 
 
+@dg.asset(
+    deps=list(METRICS.values()),
+    group_name="evaluation",
+    kinds={"python"},
+    owners=OWNERS,
+    code_version=version("evaluation_report"),
+    automation_condition=AFTER_METRICS if SETTINGS.evaluation.automatic else None,
+    pool="evaluation",
+)
+def evaluation_report(compute: Compute) -> dg.MaterializeResult:
+    """An HTML page that sets every number beside the paper's, cell by cell, and says where the protocols differ.
+
+    `page` of a materialisation is its path; the UI copies it with one click.
+    """
+    from pipelines import evaluation_report as report
+
+    settings = compute.settings()
+    try:
+        first, *others = report.folders_of(settings)
+        path = report.write(first, others)
+        results = [result for name in TABLES for result in history_of(settings, name)]
+    except FOR_A_PERSON as error:
+        raise dg.Failure(str(error)) from error
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(fingerprints.digest_of(sorted(result.fingerprint for result in results))),
+        metadata={
+            "page": dg.MetadataValue.path(path.absolute()),
+            "bytes": path.stat().st_size,
+            **{f"results_of_{name}": sum(result.table == name for result in results) for name in TABLES},
+        },
+    )
+
+
 def identity_holds(results: Sequence[Result]) -> list[str]:
     """Of every result what contradicts the identity."""
-    return [f"{title(result)}: {sentence}" for result in results for sentence in soundness.not_identical(result)]
+    normalised = [one for one in results if one.checks.get("identity", {}).get("applies", True)]
+    return [f"{title(result)}: {sentence}" for result in normalised for sentence in soundness.not_identical(result)]
 
 
 def every_sample_accounted(results: Sequence[Result]) -> list[str]:
@@ -227,12 +274,12 @@ def title(result: Result) -> str:
 
 
 DESCRIPTIONS: Mapping[Callable[[Sequence[Result]], list[str]], str] = {
-    identity_holds: "MSE = 1 + r^2 - 2 r cos of every token of normalised targets: what was written down of patches and "
+    identity_holds: "MSE = 1 + r^2 - 2 r cos of every token of normalised targets: as written down of patches and "
     "registers, and made again of every CLS.",
     every_sample_accounted: "Every expected sample has one row, as it was measured (counts and digest), and means and "
     "recalls are those of the rows.",
-    metrics_possible: "Every number is finite and can be one: cosines from -1 to 1, recalls from 0 to 100 and rising, no "
-    "distance below 0.",
+    metrics_possible: "Every number is finite and can be one: cosines from -1 to 1, recalls from 0 to 100 and rising, "
+    "no distance below 0.",
 }
 
 
@@ -257,6 +304,7 @@ def check(name: Table, faults_of: Callable[[Sequence[Result]], list[str]]) -> dg
     return of_the_results
 
 
+ASSETS = [*METRICS.values(), evaluation_report]
 CHECKS = [
     check("alignment", identity_holds),
     *(check(name, faults_of) for name in TABLES for faults_of in (every_sample_accounted, metrics_possible)),
