@@ -82,7 +82,7 @@ class PlainSets:
             told: is called with a number of rows that were read.
 
         Raises:
-            ValueError: the scratch file has no room.
+            ValueError: the scratch file has no room, or a shard's footer is damaged.
         """
         if self.ready:
             return
@@ -91,6 +91,8 @@ class PlainSets:
         for shard in self._shards:
             seen = set()
             for row, found in shard.rows():
+                if row >= len(shard.keys):
+                    raise ValueError(f"{shard.path} has more token sets than keys: it is damaged, write it again")
                 seen.add(row)
                 self._take(start + row, found, scratch)
                 told(1)

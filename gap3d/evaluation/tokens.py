@@ -13,7 +13,7 @@ from torch import Tensor
 from gap3d import dataset_index, fingerprints, manifest
 from gap3d.evaluation.plain_sets import SHARDS, PlainSets, is_ours
 from gap3d.evaluation.queries import opened
-from gap3d.evaluation.target_sets import TargetSets, of_parts
+from gap3d.evaluation.target_sets import TargetSets, of_parts, parquet
 from gap3d.features.encoder import UNTRAINED
 from gap3d.records import Failure, Status
 from gap3d.store import ALL, Store
@@ -325,12 +325,8 @@ def schema_of(path: Path) -> Any:
     Raises:
         ValueError: it is none.
     """
-    try:
+    with parquet(path):
         return pq.read_schema(path)
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise ValueError(f"{path} can't be read as Parquet ({str(error)[:200]}): write it again") from error
 
 
 def metadata(path: Path) -> dict[str, Any]:
