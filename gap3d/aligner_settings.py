@@ -185,6 +185,8 @@ class SamplingSettings(Section):
     """With the object's key, the seed of its noise."""
     batch_size: PositiveInt = 8
     """Samples that are generated at once; changes no sample's noise."""
+    pooled: bool = False
+    """Keep the mean of a set's patches in their place: all that retrieval compares, at 1/200 of the disk."""
 
     @model_validator(mode="after")
     def interval_rises(self) -> "SamplingSettings":
