@@ -289,6 +289,27 @@ SHAPES = StageSchema(
     )
 )
 
+# What distances and scores compare (gap3d.evaluation). Lists, which every reader knows: 0.6 GB/s at 2048 numbers.
+PICTURE_FEATURES = StageSchema(
+    pa.schema(
+        [
+            KEY,
+            ("object_id", pa.string()),
+            ("view", pa.int32()),
+            ("yaw", pa.float64()),  # degrees: which side it shows
+            ("feature", pa.list_(pa.float32())),
+        ]
+    )
+)
+CLOUD_FEATURES = StageSchema(pa.schema([KEY, ("object_id", pa.string()), ("feature", pa.list_(pa.float32()))]))
+
+
+def clouds(points: int) -> StageSchema:
+    """Columns of the clouds of objects: float32 [points, 3] each."""
+    cloud = pa.field("points", pa.binary(12 * points), nullable=False)
+    return StageSchema(pa.schema([KEY, ("object_id", pa.string()), cloud]), row_group_rows=64)
+
+
 LEDGER = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),

@@ -1,19 +1,19 @@
 """The point cloud of an object from depth pictures around it, as PointNet++ takes it (specification 8.4)."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from gap3d.depth import decode_depth
+from gap3d.features.decoding import decode_image
 from gap3d.metrics.farthest import farthest_points
 from gap3d.metrics.unprojection import unproject
 from gap3d.records import Failure, Status
 from gap3d.seeds import generator
+from gap3d.settings import Limits
 
 VIEWS = 20
 POINTS = 4000
@@ -37,11 +37,15 @@ class DepthView:
     alpha: NDArray[np.uint8] | None = None
 
 
-def view_of(row: Mapping[str, Any]) -> DepthView:
+def view_of(row: Mapping[str, Any], pixel_limit: int = Limits().pixels) -> DepthView:
     """The depth of a renders row.
 
+    Args:
+        row: its columns.
+        pixel_limit: see ``decode_image``.
+
     Raises:
-        Failure: ``missing``, it has none; ``import_error``, it is damaged.
+        Failure: ``missing``, it has none; ``import_error``, it is damaged; see ``decode_image``.
     """
     if not row.get("depth"):
         raise Failure(
@@ -49,8 +53,8 @@ def view_of(row: Mapping[str, Any]) -> DepthView:
             f"{row['object_id']} view {row['view']} has no depth: render the collection with renders.depth = true",
         )
     depth = decode_depth(row["depth"], row["depth_min"], row["depth_max"])
-    with Image.open(io.BytesIO(row["png"]), formats=["PNG"]) as image:
-        alpha = np.array(image.convert("RGBA").getchannel("A"))
+    image = decode_image(row["png"], pixel_limit)
+    alpha = np.array(image.getchannel("A")) if image.mode == "RGBA" else None
     return DepthView(depth, np.asarray(row["transform_matrix"]), row["camera_angle_x"], alpha)
 
 

@@ -66,21 +66,26 @@ class PointFeatures(Frozen):
         self._network = network.eval().requires_grad_(False).to(self._device)
 
     @torch.inference_mode()
-    def features(self, clouds: Sequence[NDArray[np.floating]]) -> Tensor:
+    def features(self, clouds: Sequence[NDArray[np.floating]], places: Sequence[int] | None = None) -> Tensor:
         """Features of clouds.
 
         Args:
             clouds: [M, 3] each, all of the same number of points.
+            places: of each in the whole set, which ``paper`` asks for; None: these are the whole set, in order.
 
         Returns:
             float32 [N, D] on the CPU; N may be 0.
 
         Raises:
             Failure: ``degenerate``, the points of a cloud are one place.
+            ValueError: places are not as many as clouds.
         """
         found = [torch.empty(0, self.width)]
+        numbers = range(len(clouds)) if places is None else places
+        if len(numbers) != len(clouds):
+            raise ValueError(f"{len(numbers)} places of {len(clouds)} clouds")
         for start in range(0, len(clouds), PASS):
             points = torch.from_numpy(np.stack([normalise(cloud) for cloud in clouds[start : start + PASS]]))
-            first = torch.arange(start, start + len(points)) % BATCH * self._paper
+            first = torch.tensor(numbers[start : start + PASS]) % BATCH * self._paper
             found.append(self._network.features(points.to(self._device), first.to(self._device)).float().cpu())
         return torch.cat(found)
