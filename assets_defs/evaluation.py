@@ -22,7 +22,6 @@ from gap3d import fingerprints
 from gap3d.evaluation import soundness
 from gap3d.evaluation.quirks import Table
 from gap3d.evaluation.result import TABLES, Cell, Result, find
-from gap3d.exports.card import plain, table
 from gap3d.settings import Settings
 from pipelines.report import Report
 
@@ -31,13 +30,13 @@ ALIGNERS: Mapping[str, str] = {"pretrained": ASSET_OF["pretrain"], "finetuned": 
 SOURCES: Mapping[Table, Sequence[str]] = {
     "alignment": ("prompts", "generated"),
     "retrieval": ("prompts", "generated"),
-    "generation": ("prompts", "generated", "renders", "features"),
+    "generation": ("prompts", "generated", "renders", "picture_features", "clouds", "cloud_features"),
 }
 """Stages that make what a table is measured on, where no asset of their own makes it."""
 DEPS = [*(ALIGNERS[model] for model in SETTINGS.evaluation.models), "dataset"]
 NAMED = 20  # sentences of a failing check
 FOLD = 1000  # characters of markdown from which the UI folds it
-SHOWN = 1200  # pixels of a picture's width
+SHOWN = 800  # pixels of a picture's width
 LARGE = 200_000  # bytes from which a picture becomes a JPEG of that width: it lies in the event log
 
 
@@ -116,9 +115,9 @@ def looks(
         title = " \u00b7 ".join([*untrained[:1], f"{name}, over the checkpoints of {settings.collection}"])
         made["history"] = picture("history", history_png(history, title))
     for result in results:
-        for path in sorted(result.folder.glob("*.png")) if result.folder else ():
-            made[named(path.stem, settings, result)] = picture(path.stem, path.read_bytes())
-    made["measured"] = dg.MetadataValue.md(table_of(results))
+        for path in sorted(result.folder.glob("*.png"))[:1] if result.folder else ():  # the others are in the report
+            made[named("figure", settings, result)] = picture(path.stem, path.read_bytes())
+    made["measured"] = dg.MetadataValue.md(table_of(settings, results))
     made["history_table"] = dg.MetadataValue.md(history_table(history))
     made["label"] = "; ".join(untrained) or "trained"
     for result in results:
@@ -142,8 +141,8 @@ def looks(
 
 def named(what: str, settings: Settings, result: Result) -> str:
     """The name of an entry about one result: the UI draws a curve of each name over materialisations."""
-    where = "" if result.collection == settings.collection else f"_on_{result.collection}"
-    return f"{result.model}_{what}{where}"
+    where = "" if result.collection == settings.collection else f"on_{result.collection}"
+    return "_".join(filter(None, (result.model, what, where)))
 
 
 def picture(name: str, png: bytes) -> dg.MetadataValue:
@@ -153,20 +152,26 @@ def picture(name: str, png: bytes) -> dg.MetadataValue:
         image = Image.open(io.BytesIO(png)).convert("RGB")
         image.thumbnail((SHOWN, 8 * SHOWN))
         sink = io.BytesIO()
-        image.save(sink, format="jpeg", quality=85)
+        image.save(sink, format="jpeg", quality=80)
         kind, content = "jpeg", sink.getvalue()
     return dg.MetadataValue.md(f"![{name}](data:image/{kind};base64,{base64.b64encode(content).decode()})")
 
 
-def table_of(results: Sequence[Result]) -> str:
+def table_of(settings: Settings, results: Sequence[Result]) -> str:
     """Cells by row, results by column, with intervals where the UI does not fold it then."""
-    columns = list(dict.fromkeys(column for result in results for column in result.cells))
-    head = ["", *(plain(f"{result.model} on {result.collection}") for result in results)]
+    from gap3d.evaluation.history import arrow, columns_of
+    from gap3d.exports.card import plain, table
+
+    columns = columns_of(results)
+    head = ["", *(plain(named("", settings, result)) + ("" if result.trained else " UNTRAINED") for result in results)]
     texts = []
     for intervals in (True, False):
         lines = [
-            [plain(column), *(told(result.cells.get(column), intervals=intervals) for result in results)]
-            for column in columns
+            [
+                f"{plain(column.title)} {arrow(column)}",
+                *(told(result.cells.get(name), intervals=intervals) for result in results),
+            ]
+            for name, column in columns.items()
         ]
         texts.append("\n".join(table(head, lines)).strip())
     return next((text for text in texts if len(text) < FOLD), texts[-1])
@@ -220,7 +225,6 @@ METRICS = {name: metrics(name) for name in TABLES}
     group_name="evaluation",
     kinds={"python"},
     owners=OWNERS,
-    code_version=version("evaluation_report"),
     automation_condition=AFTER_METRICS if SETTINGS.evaluation.automatic else None,
     pool="evaluation",
 )
