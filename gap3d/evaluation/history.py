@@ -132,7 +132,7 @@ def history_png(results: Sequence[Result], title: str) -> bytes:
 
 def fill(axes: Axes, series: Mapping[tuple, list[Result]], columns: Mapping[str, Column], *, steps: bool) -> None:
     """Draw a panel: colours are columns, styles are models."""
-    for (name, column), colour in zip(columns.items(), cycle(COLOURS), strict=False):
+    for name, colour in zip(columns, cycle(COLOURS), strict=False):
         for members, style in zip(series.values(), cycle(STYLES), strict=False):
             points = points_of(members, name, steps=steps)
             if not points:
@@ -187,12 +187,16 @@ def number(cell: Cell | None) -> float | None:
 
 
 def ordered(results: Sequence[Result]) -> list[Result]:
-    """The oldest checkpoint first: by model, training and step, then by time."""
+    """The oldest checkpoint first: by training, step and time."""
+    begun: dict[Any, str] = {}
+    for result in results:
+        run = result.model, result.checkpoint.get("run")
+        begun[run] = min(result.made_at, begun.get(run, result.made_at))
 
     def place(result: Result) -> tuple:
         step = step_of(result)
-        first = min(each.made_at for each in results if each.checkpoint.get("run") == result.checkpoint.get("run"))
-        return (first, -1 if step is None else step, result.made_at, result.model)
+        run = result.model, result.checkpoint.get("run")
+        return begun[run], *map(str, run), -1 if step is None else step, result.made_at
 
     return sorted(results, key=place)
 
@@ -226,8 +230,13 @@ def row_of(result: Result, columns: Mapping[str, Column]) -> list[str]:
     step = step_of(result)
     shown = [number(result.cells.get(column)) for column in columns]
     digits = [column.digits for column in columns.values()]
-    numbers = ["-" if value is None else f"{value:.{places}f}" for value, places in zip(shown, digits, strict=True)]
+    numbers = ["-" if value is None else fixed(value, places) for value, places in zip(shown, digits, strict=True)]
     return [name, "" if step is None else f"{step:,}", *numbers]
+
+
+def fixed(value: float, digits: int) -> str:
+    """So many digits after the point; of small numbers two that are not 0."""
+    return f"{value:.2g}" if value and abs(value) < 10 ** (1 - digits) else f"{value:.{digits}f}"
 
 
 def short(name: str) -> str:
