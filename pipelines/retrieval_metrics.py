@@ -91,6 +91,10 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
     begun = time.monotonic()
     kinds = kinds_of(subject.predicted, subject.true)
     precision: Precision = "float16" if ROUNDED in quirks else "float32"
+    for sets in (subject.predicted, subject.true):
+        if sets.unread:
+            with progress(total=sets.unread, desc=f"reading {sets.description['name']}", unit="set") as bar:
+                sets.prepare(bar.update)
     with progress(total=len(subject.queries) + len(images), desc=STAGE, unit="set") as bar:
         predicted = pool(subject.predicted, [each.key for each in subject.queries], kinds, precision, bar.update)
         true = pool(subject.true, images, kinds, precision, bar.update)

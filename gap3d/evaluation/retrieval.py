@@ -142,7 +142,7 @@ def pool(
     return Pooled([key for key in keys if key not in failures], made, failures)
 
 
-def database_of(queries: Sequence[Query], images: Sequence[str]) -> list[str]:
+def database_of(queries: Sequence[Query], images: Collection[str]) -> list[str]:
     """The images that are sought in, also those that no query means: ties, and the released list, follow their order.
 
     Those that are meant come first, in the order of the queries, which is the protocol's; then the others by key.
@@ -169,7 +169,9 @@ def measure(queries: Sequence[Query], predicted: Pooled, true: Pooled, section: 
     good = [query for query in queries if query.key not in faults]
     rows = torch.tensor([row[query.key] for query in good], dtype=torch.int64)
     truth = torch.tensor([image[query.truth] for query in good], dtype=torch.int64)
-    ranks, columns, cells = {}, {}, {}
+    ranks: dict[str, NDArray[np.int64]] = {}
+    columns: dict[str, NDArray[np.int64]] = {}
+    cells: dict[str, Cell] = {}
     for kind in predicted.vectors:
         sought, database = predicted.vectors[kind][rows], true.vectors[kind]
         if good:

@@ -54,12 +54,13 @@ def mean_interval(
         raise ValueError(f"values of shape {sample.shape} have no mean: give one number a sample")
     if not np.isfinite(sample).all():
         raise ValueError(f"{np.count_nonzero(~np.isfinite(sample))} of {len(sample)} values are not finite")
-    mean, sums, sizes = float(sample.mean()), sample, None
+    mean, sums = float(sample.mean()), sample
+    sizes: NDArray[np.integer] | None = None
     if groups is not None:
         _, place = np.unique(np.asarray(groups), return_inverse=True)
         if place.shape != sample.shape:
             raise ValueError(f"{place.size} groups can't be those of {len(sample)} values")
-        sums, sizes = np.bincount(place, weights=sample), np.bincount(place)
+        sums, sizes = np.bincount(place, weights=sample).astype(np.float64), np.bincount(place)
     if len(sums) == 1:
         return Interval(mean, None, None, len(sample))
     draws = generator("", seed, "bootstrap")
