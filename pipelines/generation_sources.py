@@ -1,0 +1,261 @@
+"""Generated objects of anybody, by one word of the command line: TRELLIS's, a collection's, pictures, meshes.
+
+trellis:COLLECTION[:METHOD]  what pipelines.trellis made of a collection's prompts
+collection:NAME              a collection of generated meshes, rendered from all around (first, where it is not yet)
+pictures:DIR                 a folder of pictures of any generator, DIR/<object>/000.png ..., DIR/captions.csv
+meshes:DIR                   a folder of meshes of any generator, which are rendered from all around first
+retrieved:MODEL              no generation: see pipelines.retrieved
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gap3d.catalog import read_captions
+from gap3d.evaluation.generation import Side
+from gap3d.evaluation.matching import match, of_key, of_path
+from gap3d.evaluation.picture_folders import objects_in
+from gap3d.evaluation.pictured import Pictured
+from gap3d.evaluation.tokens import of_generated
+from gap3d.evaluation.views import Rendered
+from gap3d.fingerprints import digest_of
+from gap3d.image_settings import ImageSettings
+from gap3d.records import Failure, Status
+from gap3d.settings import CatalogSettings, Settings, SourceSettings
+from gap3d.store import Store
+from gap3d.trellis.seeds import caption_of
+from pipelines import around, pictured, retrieved
+from pipelines.command import load_settings, open_store
+from pipelines.generation_objects import Subject, TrueObjects, featured, paired
+from pipelines.generation_references import Picture
+from pipelines.prompts import existing
+from pipelines.report import Report, merge
+from pipelines.trellis import METHODS, STAGE, stage_of
+
+CAPTIONS = "captions.csv"
+SHOWN = 10  # names in a result
+NOT_TRIED = Failure(Status.MISSING, "nothing was generated for it")
+Found = tuple[Subject, Report]
+
+
+def subject_of(settings: Settings, spec: str, model: str, true: TrueObjects) -> Found:
+    """The objects that a word of the command line means, their features brought up to date.
+
+    Args:
+        settings: of the run.
+        spec: ``KIND:PLACE``, see the module.
+        model: what the row is called; empty lets it name itself.
+        true: what they are compared with.
+
+    Raises:
+        ValueError: it means nothing, or none of its objects stands for a true one.
+        NotReady: an earlier stage has to run.
+    """
+    kinds: Mapping[str, Callable[[Settings, str, str, TrueObjects], Found]] = {
+        "trellis": of_trellis,
+        "collection": of_collection,
+        "pictures": of_pictures,
+        "meshes": of_meshes,
+        "retrieved": of_retrieved,
+    }
+    kind, _, place = spec.partition(":")
+    if kind not in kinds or not place:
+        raise ValueError(
+            f"--generated {spec}: say what kind of objects it is: trellis:COLLECTION[:METHOD], collection:NAME, "
+            "pictures:DIR, meshes:DIR or retrieved:MODEL"
+        )
+    return kinds[kind](settings, place, model, true)
+
+
+def of_retrieved(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
+    """Objects that an aligner's predictions lead to."""
+    found = retrieved.subject(settings, place, true)
+    return replace(found, model=model or found.model), Report(shards=())
+
+
+def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
+    """What TRELLIS made of a collection's prompts."""
+    name, _, method = place.partition(":")
+    made = existing(settings, name)
+    there = [each for each in METHODS if any(made.manifest(stage_of(each), shard).rows for shard in made.shards)]
+    if method not in there if method else len(there) != 1:
+        raise ValueError(
+            f"--generated trellis:{place}: collection {name} has objects of {', '.join(there) or 'no method'}: "
+            + (f"say trellis:{name}:METHOD" if there else f"run `python -m pipelines.trellis --from {name}` first")
+        )
+    method = method or there[0]
+    stage = f"{STAGE}-{method}"
+    source = pictured.source_of(settings, f"{name}:{method}")
+    asked: dict[str, dict[str, Any]] = {}
+    held: dict[str, Any] = {}
+    own: dict[str, Picture] = {}
+    for shard in made.shards:
+        prompts = made.manifest("prompts", shard)
+        asked |= made.read(prompts, ["prompt", "index", "caption_index", "image_name"])
+        held |= made.manifest(stage, shard).rows
+        own |= {
+            key: Picture(made.shard("prompts", shard) / str(row.part), row.part_row or 0, "image", row.digest)
+            for key, row in prompts.rows.items()
+            if row.part and asked[key]["image_name"]
+        }
+    matched = match({key: of_key(key) for key in held}, true.known, true.base.collection)
+    side, report = featured(settings, source)
+    seen = {row.inputs.get("picture", ""): key for key, row in held.items()}
+    renders = {seen[digest]: each for digest, each in renders_by_digest(true).items() if digest in seen}
+    pictures = {**renders, **own}
+    chosen = {object_id: key for object_id, key in matched.generated.items() if object_id in true.asked}
+    about: dict[str, Any] = {"kind": stage, "collection": name, "unmatched": unmatched(matched.strangers)}
+    checkpoint: dict[str, Any] = {}
+    untrained = []
+    if method == "gap3d":
+        with of_generated(made) as sets:
+            about["tokens"] = sets.description
+            if not sets.description["trained"]:
+                untrained = [f"aligner: {sets.description['label']}"]
+            said = sets.description.get("aligner", {}).get("about", {})
+            known = {each: said[each] for each in ("stage", "run", "step", "data") if each in said}
+            checkpoint = {**known, "digest": sets.description["checkpoint"], "label": sets.description["label"]}
+    return Subject(
+        model=model or f"{name}: {method}",
+        pairs=paired(true, chosen, NOT_TRIED),
+        side=side,
+        captions={each: text_of(true, each, asked[key]) for each, key in chosen.items() if key in asked},
+        pictures={each: pictures[key] for each, key in chosen.items() if key in pictures},
+        checkpoint=checkpoint,
+        untrained=untrained,
+        about=about,
+    ), report
+
+
+def renders_by_digest(true: TrueObjects) -> dict[str, Picture]:
+    """Renders of true objects, which the image baseline sees, by the digest of their rows."""
+    found = {}
+    for store in (true.base, true.source.store):
+        for shard in store.shards:
+            for row in store.manifest("renders", shard).rows.values():
+                if row.part:
+                    path = store.shard("renders", shard) / row.part
+                    found[row.digest] = Picture(path, row.part_row or 0, "png", row.digest)
+    return found
+
+
+def text_of(true: TrueObjects, object_id: str, asked: Mapping[str, Any]) -> str:
+    """The text that pictures are scored against: the prompt, less what was appended to the object's own caption."""
+    captions = true.captions.get(object_id, ())
+    choice = asked["caption_index"]
+    caption = captions[choice] if choice < len(captions) else ""
+    return caption if caption and asked["prompt"].startswith(f"{caption} ") else str(asked["prompt"])
+
+
+def of_collection(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
+    """A collection of this store, rendered from all around."""
+    store = existing(settings, place)
+    source, rendered = from_all_around(settings, store)
+    return of_meshes_in(settings, store, source, rendered, model or place, true)
+
+
+def from_all_around(settings: Settings, store: Store) -> tuple[Pictured, Report]:
+    """The pictures of a collection's objects, rendered where it has not all cameras itself."""
+    if all(store.manifest("renders", shard).complete for shard in store.shards):
+        found = Rendered(store)
+        try:
+            for count in settings.evaluation.views:
+                found.require(count)
+            return found, Report(shards=())
+        except ValueError:
+            pass  # it has other cameras: one is derived from it
+    saved = store.folder / "settings.json"
+    source = load_settings(str(saved)).source if saved.is_file() else settings.source
+    return rendered_around(settings, store.collection, source, len(store.shards))
+
+
+def rendered_around(settings: Settings, name: str, source: SourceSettings, shards: int) -> tuple[Pictured, Report]:
+    """All objects of a collection, rendered from all around as the true ones are."""
+    own = settings.model_copy(
+        update={
+            "collection": name,
+            "source": source,
+            "catalog": CatalogSettings(shards=shards),
+            "images": ImageSettings(),
+        }
+    )
+    report = around.run(own, true=False)
+    return pictured.rendered(open_store(around.settings_of(own))), report
+
+
+def of_meshes(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
+    """A folder of meshes: brought through our own line, from all around, in a collection of its own."""
+    root = Path(place).expanduser().absolute()
+    if not root.exists():
+        raise ValueError(f"--generated meshes:{place}: there is no folder {root}")
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", root.name).strip("-.") or "objects"
+    name = f"{slug}-meshes-{digest_of(str(root))[:8]}"
+    known = (settings.store / name / "collection.json").exists()
+    shards = len(existing(settings, name).shards) if known else settings.catalog.shards
+    source, report = rendered_around(settings, name, SourceSettings(kind="folder", path=root), shards)
+    return of_meshes_in(settings, existing(settings, name), source, report, model or root.name, true)
+
+
+def of_meshes_in(
+    settings: Settings, store: Store, source: Pictured, rendered: Report, model: str, true: TrueObjects
+) -> Found:
+    """The objects of a collection's catalog."""
+    rows: dict[str, dict[str, Any]] = {}
+    for shard in store.shards:
+        rows |= store.read(store.manifest("catalog", shard), ["identifier", "captions"])
+    names = {key: [*of_path(row["identifier"] or key), key] for key, row in rows.items()}
+    matched = match(names, true.known, true.base.collection)
+    side, report = featured(settings, source)
+    captions = {key: row["captions"] for key, row in rows.items() if row["captions"]}
+    about = {"kind": "collection", "collection": store.collection, "pictures": source.store.collection}
+    made = subject_by_name(model, true, matched.generated, captions, side, about, matched.strangers)
+    return made, merge([rendered, report])
+
+
+def of_pictures(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
+    """A folder with a folder of pictures for every object."""
+    root = Path(place).expanduser().absolute()
+    objects = objects_in(root)
+    table = root / CAPTIONS
+    said = read_captions(table) if table.is_file() else {}
+    captions = {key: said[path.name] for key, path in objects.items() if said.get(path.name)}
+    matched = match({key: of_key(key) for key in objects}, true.known, true.base.collection)
+    source = pictured.source_of(settings, str(root))
+    side, report = featured(settings, source)
+    about = {"kind": "pictures", "folder": root.name, "collection": source.store.collection}
+    return subject_by_name(
+        model or root.name, true, matched.generated, captions, side, about, matched.strangers
+    ), report
+
+
+def subject_by_name(
+    model: str,
+    true: TrueObjects,
+    generated: Mapping[str, str],
+    captions: Mapping[str, Sequence[str]],
+    side: Side,
+    about: Mapping[str, Any],
+    strangers: Sequence[str],
+) -> Subject:
+    """Objects whose names tell which true ones they stand for.
+
+    One with captions of its own has the one of them that the evaluation's seeds draw; else it has the true object's.
+    """
+    found = {object_id: key for object_id, key in generated.items() if object_id in true.asked}
+    texts = {object_id: asked.caption for object_id, asked in true.asked.items()}
+    own = {object_id: captions[key] for object_id, key in found.items() if key in captions}
+    texts |= {each: given[caption_of(true.asked[each].index, len(given))] for each, given in own.items()}
+    return Subject(
+        model=model,
+        pairs=paired(true, found, NOT_TRIED),
+        side=side,
+        captions=texts,
+        about={**about, "captions_of_its_own": len(own), "unmatched": unmatched(strangers)},
+    )
+
+
+def unmatched(strangers: Sequence[str]) -> dict[str, Any]:
+    """Generated objects that stand for no true one, for a result."""
+    return {"count": len(strangers), "such_as": list(strangers[:SHOWN])}

@@ -1,0 +1,258 @@
+"""Table 3's program over stored collections, folders of pictures, TRELLIS's objects and retrieved ones."""
+
+import io
+import json
+import math
+import random
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import target_stores
+import torch
+from generated_sets import settings_at
+from PIL import Image
+from stores import TOGETHER, write
+from test_trellis import plan_of
+
+from gap3d.aligner.model import build_aligner
+from gap3d.aligner_settings import AlignerSettings, SamplingSettings
+from gap3d.depth import depth_range, encode_depth
+from gap3d.evaluation.result import find
+from gap3d.evaluation.views import AROUND
+from gap3d.evaluation_settings import EvaluationSettings
+from gap3d.prompts import of_rows
+from gap3d.schemas import CATALOG, RENDERS
+from gap3d.store import Store
+from gap3d.transforms import transforms
+from gap3d.trellis.seeds import caption_of
+from pipelines import prompts, trellis
+from pipelines.generation_metrics import of_objects, shaped
+from pipelines.generation_objects import true_objects
+
+SIZE, OBJECTS = 32, 5
+SMALL = dict.fromkeys(("inception", "dinov2", "clip", "clip_large", "pointnet"), "random-small")
+IDS = [f"{number:032x}" for number in range(OBJECTS)]
+CAPTIONS = {
+    key: [] if key == IDS[3] else [f"a thing of colour {number}", f"thing {number}"] for number, key in enumerate(IDS)
+}
+
+
+def sha_of(number):
+    return f"{(number * 7) % OBJECTS:064x}"
+
+
+def settings_of(root, **evaluation):
+    section = EvaluationSettings(
+        **{"true": "toys", "count": None, "points": 64, "dinov2_size": 56, **SMALL, **evaluation}
+    )
+    return settings_at(root, collection="toys", evaluation=section, sampling=SamplingSettings(steps=2))
+
+
+def rendered(number, view):
+    """A renders row: a disc that is nearer in the middle, its colour and size those of object and view."""
+    source = np.random.default_rng(100 * number + view)
+    y, x = np.mgrid[:SIZE, :SIZE] - SIZE / 2 + 0.5
+    inside = np.hypot(x, y) < 8 + number
+    pixels = np.zeros((SIZE, SIZE, 4), np.uint8)
+    pixels[inside] = [*source.integers(0, 256, 3), 255]
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    low, high = depth_range(2.0)
+    depth = np.where(inside, 1.8 + 0.02 * np.hypot(x, y) / (number + 1), np.inf).astype(np.float32)
+    camera = AROUND[view]
+    row = dict.fromkeys(RENDERS.columns.names) | {
+        "object_id": IDS[number],
+        "view": view,
+        "png": file.getvalue(),
+        "yaw": camera.yaw,
+        "pitch": camera.pitch,
+        "radius": camera.radius,
+        "camera_angle_x": camera.fov_radians,
+        "transform_matrix": camera.camera_to_world.ravel().tolist(),
+        "scale": 1.0,
+        "offset": [0.0, 0.0, 0.0],
+        "depth": encode_depth(depth, low, high),
+        "depth_min": low,
+        "depth_max": high,
+    }
+    del row["key"]
+    return row
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """A store with a collection of five objects seen from all around, four of them with captions; (root, renders)."""
+    root = tmp_path_factory.mktemp("toys")
+    store = Store(root, "toys", 1)
+    catalog = {
+        key: dict.fromkeys(CATALOG.columns.names[1:])
+        | {"sha256": sha_of(number), "identifier": f"toys/o{number}.blend", "captions": CAPTIONS[key], "stamp": ""}
+        for number, key in enumerate(IDS)
+    }
+    write(store, catalog, TOGETHER, "catalog", CATALOG)
+    rows = {
+        f"{key}/{view:03d}": rendered(number, view) for number, key in enumerate(IDS) for view in range(len(AROUND))
+    }
+    write(store, rows, TOGETHER, "renders", RENDERS)
+    tokens = {f"{key}/000": target_stores.tokens_of(number) for number, key in enumerate(IDS)}
+    target_stores.write_part(store, "0", tokens)
+    target_stores.write_index(store, captions=lambda number: CAPTIONS[IDS[number]])
+    return root, rows
+
+
+def as_folder(rows, place, name=lambda key: key, depth=True):
+    """Renders rows as a folder of pictures."""
+    for key in IDS:
+        folder = place / name(key)
+        folder.mkdir(parents=True)
+        mine = [rows[f"{key}/{view:03d}"] for view in range(len(AROUND))]
+        for row in mine:
+            (folder / f"{row['view']:03d}.png").write_bytes(row["png"])
+            if depth:
+                (folder / f"{row['view']:03d}_depth.png").write_bytes(row["depth"])
+        (folder / "transforms.json").write_text(json.dumps(transforms(mine)))
+    return place
+
+
+@pytest.fixture(scope="module")
+def itself(toys):
+    """The collection measured against itself."""
+    (result,), report = of_objects(settings_of(toys[0]), "collection:toys", "itself")
+    return result, report
+
+
+def test_a_collection_is_at_no_distance_from_itself_and_every_captioned_object_is_a_row(itself, toys):
+    result, report = itself
+    for column in ("fd_inception", "fd_dinov2", "fd_pointnet"):
+        assert abs(result.cells[column].value) < 1e-6
+        assert result.cells[column].samples == 4
+    assert {name for name, cell in result.cells.items() if cell.value is None} == {"clip_image"}
+    samples = pq.read_table(result.folder / "samples.parquet").to_pylist()
+    assert {row["key"] for row in samples} == {key for key in IDS if CAPTIONS[key]}
+    assert result.counts == {"ok": 4}
+    mean = np.mean([row["clip_text"] for row in samples])
+    assert result.cells["clip_text"].value == pytest.approx(mean, rel=1e-12)
+    assert not result.trained and result.label.startswith("UNTRAINED") and "pointnet" in result.label
+    assert report.by_status("generation_metrics") == {"ok": 4}
+
+
+def test_the_result_says_all_that_is_needed_to_repeat_it(itself):
+    said = json.loads((itself[0].folder / "result.json").read_text())
+    protocol = said["protocol"]
+    for name in SMALL:
+        for side in ("true", "generated"):
+            assert len(protocol["extractors"][name][side]["extractor"]["weights"]) >= 16
+    assert protocol["objects"] == {**protocol["objects"], "expected": 4, "count": None, "shuffle": 42}
+    assert protocol["bootstrap"] == {"seed": 0, "level": 0.95, "resamples": 2000}
+    assert said["settings"]["evaluation"]["points"] == 64
+
+
+def test_what_is_known_is_not_measured_again_and_quirks_are_another_row(itself, toys):
+    (again,), report = of_objects(settings_of(toys[0]), "collection:toys", "itself")
+    assert again == itself[0]
+    assert report.count("computed") == 0
+    (other,), _ = of_objects(settings_of(toys[0], quirks=("unpaired",)), "collection:toys", "itself")
+    assert other.quirks == ("unpaired",) and other.fingerprint != again.fingerprint
+    assert len(find(toys[0] / "toys", "generation")) >= 2
+
+
+def test_objects_and_captions_are_those_of_the_protocol(toys):
+    true, _ = true_objects(settings_of(toys[0], count=3))
+    order = sorted(range(OBJECTS), key=sha_of)
+    random.Random(42).shuffle(order)
+    wanted = [IDS[number] for number in order if CAPTIONS[IDS[number]]][:3]
+    assert list(true.asked) == wanted
+    for index, key in enumerate(wanted):
+        choice = random.Random(42 * 2003 + index).randint(0, 1)
+        assert (true.asked[key].caption, true.asked[key].index) == (CAPTIONS[key][choice], index)
+        assert choice == caption_of(index, 2)
+
+
+def test_a_folder_of_the_same_pictures_gives_the_same_numbers(itself, toys, tmp_path):
+    root, rows = toys
+    place = as_folder(rows, tmp_path / "pictures", lambda key: sha_of(IDS.index(key)))
+    (result,), _ = of_objects(settings_of(root), f"pictures:{place}", "folder")
+    clouds = {"fd_pointnet"}  # which points are drawn follows the object's name
+    for name in set(result.cells) - clouds:
+        assert result.cells[name] == itself[0].cells[name]
+    assert result.cells["fd_pointnet"].value >= 0
+    assert result.counts == {"ok": 4} and result.protocol["generated"]["unmatched"]["count"] == 0
+
+
+def test_pictures_without_depth_have_no_cloud_and_their_own_captions(toys, tmp_path):
+    root, rows = toys
+    place = as_folder(rows, tmp_path / "flat", lambda key: f"o{IDS.index(key)}", depth=False)
+    (place / "captions.csv").write_text("path,captions\no0,another text altogether\n")
+    (result,), _ = of_objects(settings_of(root), f"pictures:{place}", "flat")
+    assert result.cells["fd_pointnet"].value is None and "missing" in result.cells["fd_pointnet"].note
+    assert result.counts == {"ok": 4} and result.protocol["generated"]["captions_of_its_own"] == 1
+    assert math.isfinite(result.cells["clip_text"].value)
+
+
+def test_a_folder_of_strangers_is_a_sentence(toys, tmp_path):
+    root, rows = toys
+    place = as_folder(rows, tmp_path / "strangers", lambda key: f"stranger {IDS.index(key)}")
+    with pytest.raises(ValueError, match=r"none of the 5 generated objects.*true objects of collection toys"):
+        of_objects(settings_of(root), f"pictures:{place}", "strangers")
+    for spec in ("toys", "pictures:", "meshes", "nonsense:toys"):
+        with pytest.raises(ValueError, match="say what kind of objects"):
+            of_objects(settings_of(root), spec, "")
+
+
+@pytest.fixture(scope="module")
+def shapes(toys):
+    """What the STAND-IN of TRELLIS makes of the evaluation's prompts; of one, nothing."""
+    root, _ = toys
+    settings = settings_of(root)
+    true, _ = true_objects(settings)
+    asked = [
+        ("", {"id": key, "prompt": one.caption, "index": one.index, "caption_index": one.caption_index})
+        for key, one in true.asked.items()
+    ]
+    store, own = prompts.collection_of(settings, "made", len(asked))
+    prompts.run(own, store, of_rows(asked, root))
+    plan = plan_of(store, "trellis-text", views=(4, 8, 20), glb=False)
+    trellis.run(plan, own)
+    return true, settings
+
+
+def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts(shapes):
+    true, settings = shapes
+    assert list(shaped(settings, true)) == ["trellis:made:trellis-text"]
+    (result,), _ = of_objects(settings, "trellis:made", "TRELLIS-text")
+    assert result.counts == {"ok": 4}
+    assert result.cells["fd_inception"].value > 1e-3 and math.isfinite(result.cells["fd_pointnet"].value)
+    assert result.protocol["generated"]["kind"] == "shapes-trellis-text"
+    with pytest.raises(ValueError, match="has objects of trellis-text: say trellis:made:METHOD"):
+        of_objects(settings, "trellis:made:gap3d", "")
+
+
+@pytest.fixture(scope="module")
+def aligner(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("aligner")
+    small = AlignerSettings(vlm="random-small", soft_tokens=4, width=32, blocks=2, heads=2, dtype="float32")
+    build_aligner(small, target_stores.LAYOUT, "cpu").save(folder, {"step": 7, "stage": "pretrain", "encoder": {}})
+    return folder
+
+
+def test_the_retrieved_object_is_the_nearest_by_a_plain_loop_and_is_called_what_it_is(toys, aligner):
+    root, _ = toys
+    settings = settings_of(root)
+    (result,), _ = of_objects(settings, f"retrieved:{aligner}", "")
+    assert "nearest object, no generation" in result.model and "aligner" in result.label
+    (made,) = root.glob("toys-generation-*")
+    store = Store(root, made.name, 1)
+    predicted = store.read(store.manifest("generated", "0"), ["cls"])
+    database = {f"{key}": target_stores.tokens_of(number)[0] for number, key in enumerate(IDS)}
+    rows = {row["key"]: row for row in pq.read_table(result.folder / "samples.parquet").to_pylist()}
+    itself = 0
+    for key, row in predicted.items():
+        query = torch.tensor(row["cls"])
+        cosines = {each: float(torch.cosine_similarity(query, cls, dim=0)) for each, cls in database.items()}
+        best = max(cosines, key=cosines.get)
+        assert rows[key]["cosine"] == pytest.approx(cosines[best], abs=1e-5)
+        assert rows[key]["true_object"] == (best == key)
+        itself += best == key
+    assert result.protocol["generated"]["true_object_found"] == itself
+    assert result.counts == {"ok": 4} and result.checkpoint["digest"]
