@@ -6,6 +6,7 @@ are used.
 
 import base64
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,8 @@ def of_report(name: Table, report: Report, history: Sequence[Result]) -> list[Re
         dg.Failure: one is not there.
     """
     found = []
-    for row in report.shards:
-        same = [
-            one for one in history if (f"{one.collection}/{one.model}", one.samples_digest) == (row.shard, row.digest)
-        ]
+    for row in report.of_stage(STAGE_OF[name]):
+        same = [one for one in history if (called(one), one.samples_digest) == (row.shard, row.digest)]
         if not same:
             raise dg.Failure(f"{row.stage} left no result of {row.shard}: its store is not the one seen from here")
         found.append(same[-1])
@@ -108,11 +107,12 @@ def looks(
 ) -> dict[str, Any]:
     """Metadata: the history and the figure as pictures, the table, every cell as a number, and where it all lies."""
     from gap3d.evaluation.history import history_png, history_table
+    from gap3d.features.encoder import UNTRAINED
 
     untrained = sorted({result.label for result in results if not result.trained})
     made: dict[str, Any] = {}
     if any(cell.value is not None for result in history for cell in result.cells.values()):
-        title = " \u00b7 ".join([*untrained[:1], f"{name}, over the checkpoints of {settings.collection}"])
+        title = f"{f'{UNTRAINED}: ' if untrained else ''}{name} over the checkpoints of {settings.collection}"
         made["history"] = picture("history", history_png(history, title))
     for result in results:
         for path in sorted(result.folder.glob("*.png"))[:1] if result.folder else ():  # the others are in the report
@@ -141,8 +141,9 @@ def looks(
 
 def named(what: str, settings: Settings, result: Result) -> str:
     """The name of an entry about one result: the UI draws a curve of each name over materialisations."""
+    model = re.sub(r"[^A-Za-z0-9]+", "_", result.model.partition(":")[0]).strip("_")  # what follows explains the name
     where = "" if result.collection == settings.collection else f"on_{result.collection}"
-    return "_".join(filter(None, (result.model, what, where)))
+    return "_".join(filter(None, (model, what, where)))
 
 
 def picture(name: str, png: bytes) -> dg.MetadataValue:
@@ -233,12 +234,12 @@ def evaluation_report(compute: Compute) -> dg.MaterializeResult:
 
     `page` of a materialisation is its path; the UI copies it with one click.
     """
-    from pipelines import evaluation_report as report
+    from pipelines import evaluation_report as program
 
     settings = compute.settings()
     try:
-        first, *others = report.folders_of(settings)
-        path = report.write(first, others)
+        first, *others = program.folders_of(settings)
+        path = program.write(first, others)
         results = [result for name in TABLES for result in history_of(settings, name)]
     except FOR_A_PERSON as error:
         raise dg.Failure(str(error)) from error
