@@ -41,19 +41,17 @@ TINY = {
 def given(root, **values):
     """Settings of the line that ``walked`` went through, of two trainings of seconds, and of an evaluation."""
     short = {**SHORT, "STEPS": "6", "VALIDATE_EVERY": "6"}
-    return environment(
-        root / "store",
-        root / "objects",
-        COLLECTION="test",
-        CATALOG__SHARDS="2",
-        CATALOG__VALIDATION_SHARE="0.2",
-        LIMITS__TIMEOUT_S="60",
-        SAMPLING__STEPS="2",
+    usual = {
+        "COLLECTION": "test",
+        "CATALOG__SHARDS": "2",
+        "CATALOG__VALIDATION_SHARE": "0.2",
+        "LIMITS__TIMEOUT_S": "60",
+        "SAMPLING__STEPS": "2",
         **SMALL,
         **{f"{stage}__{name}": value for stage in ("PRETRAINING", "FINETUNING") for name, value in short.items()},
         **{f"EVALUATION__{name}": value for name, value in TINY.items()},
-        **values,
-    )
+    }
+    return environment(root / "store", root / "objects", **{**usual, **values})
 
 
 def open_place(root, monkeypatch, instance, **values):
