@@ -4,11 +4,13 @@ It shows the results of the collection, and those of evaluation.collections and 
 that are not transcribed here come from a file of yours (--published); gap3d/evaluation/published.toml is its form.
 """
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gap3d.evaluation import page
-from gap3d.evaluation.page import Picture
+from gap3d.evaluation.page import Comparison, Picture
 from gap3d.evaluation.published import Published, bundled, with_file
 from gap3d.evaluation.result import FOLDER, TABLES, Result, find
 from gap3d.parts import write_atomically
@@ -19,6 +21,7 @@ from pipelines.command import parse, parser, say, sentences
 from pipelines.job import NotReady
 
 PAGE = "evaluation.html"
+FIGURES, ABOUT = "figures", "comparison.json"  # below the evaluation's folder: see pipelines.comparison
 PICTURE_BYTES = 22_000_000  # of the page's pictures together
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -41,10 +44,14 @@ def write(
     results = {result.fingerprint: result for each in folders for table in TABLES for result in find(each, table)}
     shown = list(results.values())
     head = {"title": f"{folder.name}: the evaluation", "made": now(), "notes": notes_of(folder, shown, published)}
-    pictures = pictures_of(page.newest(shown), folder.parent)
+    album = Album(folder.parent)
+    pictures = {each.fingerprint: album.of(each.folder) for each in page.newest(shown) if each.folder}
+    compared = [
+        comparison(path, album) for each in folders for path in sorted((each / FOLDER / FIGURES).glob("[!.]*/"))
+    ]
     path = (out or folder / pages.FOLDER) / PAGE
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page.page(head, published or bundled(), shown, pictures))
+    write_atomically(path, page.page(head, published or bundled(), shown, pictures, compared))
     return path
 
 
@@ -61,18 +68,39 @@ def notes_of(folder: Path, results: Sequence[Result], published: Published | Non
     return found
 
 
-def pictures_of(results: Iterable[Result], store: Path) -> dict[str, list[Picture]]:
-    """The pictures of results by fingerprint, until the page is full; the others by name."""
-    found: dict[str, list[Picture]] = {}
-    left = PICTURE_BYTES
-    for result in results:
-        for path in sorted(result.folder.glob("*.png")) if result.folder else ():
+@dataclass
+class Album:
+    """The pictures of a page, as many as it can hold.
+
+    Attributes:
+        store: what places are told below.
+        left: bytes that there is room for.
+    """
+
+    store: Path
+    left: int = PICTURE_BYTES
+
+    def of(self, folder: Path) -> list[Picture]:
+        """The pictures in a folder; without their bytes those that there is no room for, or that are none."""
+        found = []
+        for path in sorted(folder.glob("*.png")):
             content = path.read_bytes()
-            fits = content.startswith(PNG) and len(content) <= left
-            left -= len(content) if fits else 0
-            place = path.relative_to(store) if path.is_relative_to(store) else path
-            found.setdefault(result.fingerprint, []).append(Picture(path.name, content if fits else b"", str(place)))
-    return found
+            fits = content.startswith(PNG) and len(content) <= self.left
+            self.left -= len(content) if fits else 0
+            place = path.relative_to(self.store) if path.is_relative_to(self.store) else path
+            found.append(Picture(path.name, content if fits else b"", str(place)))
+        return found
+
+
+def comparison(folder: Path, album: Album) -> Comparison:
+    """A comparison of runs over prompts, by what it says of itself."""
+    try:
+        said = json.loads((folder / ABOUT).read_text())
+        words = {name: str(said.get(name) or "") for name in ("title", "note", "shows", "warning")}
+    except (OSError, ValueError, AttributeError) as error:
+        words = {"title": folder.name, "note": f"{ABOUT} can't be read: {error}", "shows": "", "warning": ""}
+    note = ". ".join(words[name].rstrip(".") for name in ("note", "shows") if words[name])
+    return Comparison(words["title"] or folder.name, note, words["warning"], album.of(folder))
 
 
 def folders_of(settings: Settings) -> list[Path]:

@@ -43,10 +43,11 @@ function differenceCell(cell, column, whys) {
   return make("td", { class: "absent", title: cell.why, ...at }, "not compared", make("sup", {}, ` ${whys.indexOf(cell.why) + 1}`));
 }
 
-function oursHead(result, block) {
+function oursHead(result, row, block) {
   const failed = Object.values(result.failed).reduce((sum, count) => sum + count, 0);
   return make("th", { scope: "row" },
     make("div", { class: "row", dir: "auto" }, "ours", block.collections.length > 1 ? ` on ${result.collection}` : ""),
+    [row.name, row.title].includes(result.model) ? null : make("div", { class: "small", dir: "auto" }, result.model),
     result.trained ? null : badge("UNTRAINED", true, result.label),
     result.quirks.map((name) => badge(`as released: ${words(name)}`, false, name)),
     result.checks.filter((check) => !check.passed).map((check) => badge(`check failed: ${words(check.name)}`, true, check.said)),
@@ -63,7 +64,7 @@ function comparison(block) {
     lines.push(make("tr", {}, make("th", { scope: "row", colspan: 1 }, first(row.title)), make("td", { colspan: block.columns.length, class: "absent" }, row.ours.length || !row.paper ? "" : "not measured here")));
     if (row.paper) lines.push(make("tr", { class: "paper", "data-row": row.name, "data-line": "paper" }, make("th", { scope: "row" }, "paper"), cells((column) => paperCell(row.paper[column.name], column))));
     for (const result of row.ours) {
-      lines.push(make("tr", { "data-row": row.name, "data-line": "ours", "data-quirks": result.quirks.join(" ") }, oursHead(result, block), cells((column) => numberCell(result.cells[column.name], column))));
+      lines.push(make("tr", { "data-row": row.name, "data-line": "ours", "data-quirks": result.quirks.join(" ") }, oursHead(result, row, block), cells((column) => numberCell(result.cells[column.name], column))));
       if (block.dataset) lines.push(make("tr", { class: "difference", "data-row": row.name, "data-line": "difference", "data-quirks": result.quirks.join(" ") }, make("th", { scope: "row" }, "ours − paper"), cells((column) => differenceCell(result.cells[column.name], column, whys))));
     }
     return make("tbody", {}, lines);
@@ -89,12 +90,24 @@ function provenance(block) {
   return made.length ? folded("Everything needed to repeat it: weights, seeds, ids, settings, versions", ...made) : null;
 }
 
-function pictures(block) {
-  const all = block.rows.flatMap((row) => row.ours.flatMap((result) => result.pictures.map((picture) => ({ ...picture, model: result.model }))));
-  if (!all.length) return null;
+function figures(all) {
   return make("div", { class: "figures" }, all.map((picture) => make("figure", {},
-    picture.src ? make("img", { src: picture.src, alt: `${picture.name} of ${picture.model}`, loading: "lazy" }) : make("p", { class: "small" }, "The page has no room for it."),
-    make("figcaption", { dir: "auto" }, `${picture.model} · ${picture.name} · ${picture.place}`))));
+    picture.src ? make("button", { type: "button", title: "larger, smaller", on: { click: ({ currentTarget: { parentNode: figure } }) => figure.classList.toggle("wide") } }, make("img", { src: picture.src, alt: [picture.name, picture.of].filter(Boolean).join(" of "), loading: "lazy" })) : make("p", { class: "small" }, "The page has no room for it, or it is no PNG."),
+    make("figcaption", { dir: "auto" }, [picture.of, picture.name, picture.place].filter(Boolean).join(" · ")))));
+}
+
+function pictures(block) {
+  const all = block.rows.flatMap((row) => row.ours.flatMap((result) => result.pictures.map((picture) => ({ ...picture, of: result.model }))));
+  return all.length ? figures(all) : null;
+}
+
+function drawComparisons() {
+  if (!data.comparisons.length) return;
+  byId("nav").append(make("a", { href: "#comparisons" }, "Figures 3, 4 and 6"));
+  byId("main").append(make("section", { id: "comparisons", class: "part" }, make("h2", {}, "Models side by side (Figures 3, 4 and 6)"),
+    ...data.comparisons.map((each) => make("section", { class: "block", "aria-label": each.title },
+      make("h3", { dir: "auto" }, each.title), make("p", { class: "explain", dir: "auto" }, each.note),
+      each.warning ? make("p", { class: "warn", dir: "auto" }, each.warning) : null, figures(each.pictures)))));
 }
 
 function history(block) {
@@ -140,3 +153,4 @@ function drawTable(about) {
 
 drawHead();
 data.tables.forEach(drawTable);
+drawComparisons();

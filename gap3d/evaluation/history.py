@@ -25,6 +25,7 @@ from gap3d.exports.card import plain, table
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLES: Sequence[Literal["-", "--", ":", "-."]] = ("-", "--", ":", "-.")
+MARKERS = "os^D"
 WIDTH, PANEL, LINE = 8.0, 2.3, 0.17  # inches: of the whole, of a panel's height, of a line of the legend
 DPI, PALETTE = 150, 128  # pixels an inch, colours: as gap3d.training.curves
 FOLDED = 1000  # characters from which Dagster folds a text
@@ -115,8 +116,9 @@ def history_png(results: Sequence[Result], title: str) -> bytes:
     for axes in grid[max(0, len(panels) - 2) : len(panels)]:
         axes.set_xlabel("step of the training" if steps else "measured at", fontsize=8)
     if len(series) > 1:
+        shapes = zip(series, cycle(STYLES), cycle(MARKERS), strict=False)
         handles = [
-            Line2D([], [], color="black", linestyle=style) for _, style in zip(series, cycle(STYLES), strict=False)
+            Line2D([], [], color="black", linestyle=style, marker=marker, markersize=3) for _, style, marker in shapes
         ]
         names = [in_first(name) for name in names_of(series)]
         legend = figure.legend(handles, names, loc="lower center", ncols=2, fontsize=7, frameon=False)
@@ -133,7 +135,7 @@ def history_png(results: Sequence[Result], title: str) -> bytes:
 def fill(axes: Axes, series: Mapping[tuple, list[Result]], columns: Mapping[str, Column], *, steps: bool) -> None:
     """Draw a panel: colours are columns, styles are models."""
     for name, colour in zip(columns, cycle(COLOURS), strict=False):
-        for members, style in zip(series.values(), cycle(STYLES), strict=False):
+        for members, style, marker in zip(series.values(), cycle(STYLES), cycle(MARKERS), strict=False):
             points = points_of(members, name, steps=steps)
             if not points:
                 continue
@@ -147,7 +149,7 @@ def fill(axes: Axes, series: Mapping[tuple, list[Result]], columns: Mapping[str,
                 )
             else:
                 axes.plot(places[[0, 0]], [lows[0], highs[0]], color=colour, alpha=0.4, linewidth=3)
-            axes.plot(places, values, color=colour, linestyle=style, linewidth=1.2, marker="o", markersize=3)
+            axes.plot(places, values, color=colour, linestyle=style, linewidth=1.2, marker=marker, markersize=4)
     if steps:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     else:
@@ -212,8 +214,14 @@ def history_table(results: Sequence[Result]) -> str:
     columns = columns_of(results)
     brief = {name: column for name, column in columns.items() if column.brief} or columns
     rows = ordered(results)
-    lines = [row_of(result, brief) for result in rows]
-    head = ["model", "step", *(f"{plain(column.title)} {arrow(column)}".strip() for column in brief.values())]
+    several = len({result.collection for result in rows}) > 1
+    lines = [[*([plain(short(result.collection))] if several else []), *row_of(result, brief)] for result in rows]
+    head = [
+        *(["on"] if several else []),
+        "model",
+        "step",
+        *(f"{plain(column.title)} {arrow(column)}".strip() for column in brief.values()),
+    ]
     for first in range(len(lines)):
         text = "\n".join(table(head, lines[first:])).strip()
         text += f"\n\n{first} earlier rows are in the report." if first else ""

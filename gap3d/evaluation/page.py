@@ -33,11 +33,29 @@ class Picture:
     place: str
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Objects of several models in rows of prompts.
+
+    Attributes:
+        title: of it.
+        note: what to know of it.
+        warning: what is untrained in it; empty where nothing is.
+        pictures: its grids.
+    """
+
+    title: str
+    note: str
+    warning: str
+    pictures: Sequence[Picture]
+
+
 def page(
     head: Mapping[str, Any],
     published: Published,
     results: Sequence[Result],
     pictures: Mapping[str, Sequence[Picture]],
+    comparisons: Sequence[Comparison] = (),
 ) -> bytes:
     """The page.
 
@@ -46,6 +64,7 @@ def page(
         published: the paper's numbers.
         results: all there are, of any table and collection, each fingerprint once.
         pictures: of results, by their fingerprint.
+        comparisons: further pictures (Figures 3, 4 and 6).
     """
     shown: set[str] = set()
     tables = []
@@ -53,9 +72,13 @@ def page(
         tables.append(table_of(published, name, results, pictures, shown))
         shown |= {result.fingerprint for result in results if stands_in(published, name, result)}
     labels = sorted({result.label for result in results if not result.trained})
+    labels += [each.warning for each in comparisons if each.warning and each.warning not in labels]
     data = {
         "head": {**head, "source": published.source, "added": published.added, "untrained": labels},
         "tables": tables,
+        "comparisons": [
+            {**vars(each), "pictures": [picture_record(picture) for picture in each.pictures]} for each in comparisons
+        ],
     }
     return document.document(TEMPLATE, STYLES, SCRIPTS, str(head["title"]), data, "")
 
@@ -63,7 +86,7 @@ def page(
 def stands_in(published: Published, name: str, result: Result) -> bool:
     """Whether a result is shown with a table of the paper: those that have its row, else the first of its kind."""
     same = {other: paper for other, paper in published.tables.items() if paper.kind == result.table}
-    having = [other for other, paper in same.items() if result.model in paper.rows]
+    having = [other for other, paper in same.items() if paper.row_of(result.model)]
     return name in (having or list(same)[:1])
 
 
@@ -94,6 +117,7 @@ def table_of(
         found = [result for result in mine if result.collection == collection]
         if not all(result.fingerprint in shown for result in found):
             blocks.append(block(published, name, "", found, pictures))
+    blocks.sort(key=lambda each: not each["collections"])  # what is measured comes first
     cells = [column for column in paper.columns.values() if not column.absent]
     held = [cell for rows in paper.values.values() for row in rows.values() for cell in row]
     return {
@@ -122,18 +146,17 @@ def block(
     measured = {column for result in results for column in result.cells}
     columns = {key: each for key, each in paper.columns.items() if key in measured or (dataset and not each.absent)}
     columns |= {key: each for key, each in columns_of(results).items() if key not in columns}
+    places = {row: place for place, row in enumerate(paper.rows)}
     last = newest(results)
-    last.sort(key=lambda each: ((*paper.rows, each.model).index(each.model), each.model, each.quirks))
+    last.sort(key=lambda each: (places.get(paper.row_of(each.model), len(places)), each.model, each.quirks))
     best = bests(last, columns)
     made = [ours(published, name, result, columns, best, pictures) for result in last]
     rows: list[dict[str, Any]] = []
     for row, about in paper.rows.items() if dataset else ():
         theirs = {key: paper.value(dataset, row, key) for key, each in columns.items() if not each.absent}
-        rows.append(
-            {"name": row, "title": about.title, "paper": theirs, "ours": [m for m in made if m["model"] == row]}
-        )
-    known = {row["name"] for row in rows}
-    for model in dict.fromkeys(each["model"] for each in made if each["model"] not in known):
+        mine = [each for each in made if each["row"] == row]
+        rows.append({"name": row, "title": about.title, "paper": theirs, "ours": mine})
+    for model in dict.fromkeys(each["model"] for each in made if not (dataset and each["row"])):
         rows.append({"name": model, "title": model, "paper": None, "ours": [m for m in made if m["model"] == model]})
     collections = sorted({result.collection for result in results})
     return {
@@ -192,7 +215,7 @@ def ours(
     """A result as the page's program reads it."""
     cells = {}
     for key in columns:
-        set_against = difference(published, name, result.model, key, result)
+        set_against = difference(published, name, key, result)
         cells[key] = {
             **cell_record(result.cells.get(key)),
             "best": result.fingerprint in best[key],
@@ -202,6 +225,7 @@ def ours(
     failed = {status: count for status, count in result.counts.items() if status != "ok"}
     return {
         "model": result.model,
+        "row": published.tables[name].row_of(result.model),
         "collection": result.collection,
         "trained": result.trained,
         "label": result.label,

@@ -55,7 +55,14 @@ class Row(Section):
     """A row of the paper."""
 
     title: str
-    """As it is shown."""
+    """As it is shown; a model of ours of that name is this row."""
+    names: tuple[str, ...] = ()
+    """Patterns of other names of it, in small letters."""
+
+    def holds(self, model: str) -> bool:
+        """Whether a model of ours of this name is this row."""
+        small = model.lower()
+        return small == self.title.lower() or any(fnmatchcase(small, pattern) for pattern in self.names)
 
 
 class Dataset(Section):
@@ -97,6 +104,10 @@ class PaperTable(Section):
         """The name of the dataset that a collection of ours is; empty where it is none of the paper's."""
         return next((name for name, dataset in self.datasets.items() if dataset.holds(collection)), "")
 
+    def row_of(self, model: str) -> str:
+        """The name of the row that a model of ours is; empty where it is none of the paper's."""
+        return next((name for name, row in self.rows.items() if name == model.lower() or row.holds(model)), "")
+
     def value(self, dataset: str, row: str, column: str) -> float | None:
         """A published number; None where it is not transcribed."""
         return self.values.get(dataset, {}).get(row, {}).get(column)
@@ -124,7 +135,8 @@ def bundled() -> Published:
     for table in content["tables"].values():
         if like := table.pop("like", ""):
             other = content["tables"][like]
-            table |= {name: other[name] for name in ("datasets", "columns") if name not in table}
+            columns = {name: {**column, "notes": []} for name, column in other["columns"].items()}
+            table |= {"datasets": other["datasets"], "columns": columns}
             table["differs"] = [*other.get("differs", ()), *table.get("differs", ())]
     made = Published(**content)
     for number, paper in made.tables.items():
@@ -219,27 +231,23 @@ class Difference:
     why: str = ""
 
 
-def difference(published: Published, number: str, row: str, name: str, result: Result) -> Difference:
+def difference(published: Published, number: str, name: str, result: Result) -> Difference:
     """Set one number of a result against the paper's.
 
     Args:
         published: the paper's numbers.
         number: of its table.
-        row: of it.
         name: of the column.
         result: ours.
     """
     paper = published.tables[number]
-    column, dataset = paper.columns.get(name), paper.dataset_of(result.collection)
+    column, dataset, row = paper.columns.get(name), paper.dataset_of(result.collection), paper.row_of(result.model)
     if column is None or column.absent:
         return Difference(None, column.absent if column else "The paper has no such column.")
     if not dataset:
         return Difference(None, f"{result.collection} is none of the paper's datasets.")
-    if row not in paper.rows:
+    if not row:
         return Difference(None, "The paper has no such row.")
-    theirs = paper.value(dataset, row, name)
-    if theirs is None:
-        return Difference(None, f"The published number is {published.elsewhere(number)}.")
     cell = result.cells.get(name)
     if cell is None or cell.value is None or not math.isfinite(cell.value):
         return Difference(None, f"Ours is missing: {(cell.note if cell else '') or 'not measured'}.")
@@ -255,4 +263,7 @@ def difference(published: Published, number: str, row: str, name: str, result: R
     wanted, measured = paper.datasets[dataset].samples, sum(result.counts.values())
     if wanted is not None and measured != wanted:
         return Difference(None, f"Ours is of {measured:,} samples, the published number of {wanted:,}.")
+    theirs = paper.value(dataset, row, name)
+    if theirs is None:
+        return Difference(None, f"The published number is {published.elsewhere(number)}.")
     return Difference(cell.value - theirs)
