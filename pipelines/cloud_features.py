@@ -73,7 +73,7 @@ class CloudExtractor:
         keys = found.column("key").to_pylist()
         if keys != [place.key for place in payload]:
             raise SystemicFault(f"{payload[0].part} holds other rows: run `python -m pipelines.verify`")
-        stored = [np.frombuffer(each.as_buffer(), np.float32).reshape(-1, 3) for each in found.column("points")]
+        stored = [np.frombuffer(each.as_py(), np.float32).reshape(-1, 3) for each in found.column("points")]
         return [outcome for place, cloud in zip(payload, stored, strict=True) for outcome in self.row(place, cloud)]
 
     def row(self, place: Place, cloud: np.ndarray) -> list[Outcome]:

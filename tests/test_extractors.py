@@ -11,6 +11,7 @@ from gap3d.metrics.extractors.clip import ClipFeatures, clip_score
 from gap3d.metrics.extractors.dinov2 import Dinov2Features
 from gap3d.metrics.extractors.inception import InceptionFeatures
 from gap3d.metrics.extractors.inception_v3 import InceptionV3
+from gap3d.metrics.extractors.pointnet import PointFeatures
 from gap3d.records import SystemicFault
 
 # Of torchvision 0.28's own inception_v3, with the weights and the input of the test: six features, then mean and
@@ -169,6 +170,16 @@ def test_features_do_not_depend_on_how_many_travel_together_and_alpha_goes_on_bl
     clear = picture(4, mode="RGBA")
     clear.putalpha(0)
     torch.testing.assert_close(extractor.features([clear]), extractor.features([Image.new("RGB", clear.size)]))
+
+
+@pytest.mark.parametrize("make", [InceptionFeatures, Dinov2Features, ClipFeatures, PointFeatures])
+def test_random_weights_follow_the_seed_alone(make):
+    size = {"image_size": 28} if make is Dinov2Features else {}
+    hashes = []
+    for drawn, seed in ((0, 3), (1, 3), (0, 4)):
+        torch.manual_seed(drawn)
+        hashes.append(make("random-small", seed=seed, device="cpu", **size).weights_hash)
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_without_weights_a_sentence_says_which_file_goes_where(monkeypatch, tmp_path):

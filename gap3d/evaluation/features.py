@@ -1,7 +1,7 @@
 """Features in a collection: rows of what extractors saw in pictures and clouds, for distances and scores."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from gap3d.records import Failure, Status
 from gap3d.store import Store
 
 ROWS = 1024  # read at once
+COLUMNS = ("key", "object_id", "yaw", "feature")
 
 
 def stage_of(name: Name) -> str:
@@ -90,16 +91,16 @@ class Features:
         schema = pq.read_schema(self.store.shard(self.stage, held.shard) / str(newest.part))
         return json.loads(schema.metadata[b"gap3d"])
 
-    def batches(self, columns: Sequence[str] = ("key", "object_id", "yaw", "feature")) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """The good rows, a few at a time, in the order of shards and parts: that of the same rows is the same."""
         for held in self.manifests:
-            live = {(row.part, row.part_row): row.key for row in held.rows.values() if row.part}
+            live = {(row.part, row.part_row) for row in held.rows.values() if row.part}
             for part in sorted(held.parts):
                 start = 0
                 with pq.ParquetFile(
                     self.store.shard(self.stage, held.shard) / part, memory_map=True, page_checksum_verification=True
                 ) as file:
-                    names = [name for name in columns if name in file.schema_arrow.names]
+                    names = [name for name in COLUMNS if name in file.schema_arrow.names]
                     for table in file.iter_batches(batch_size=ROWS, columns=names):
                         kept = [row for row in range(len(table)) if (part, start + row) in live]
                         start += len(table)
