@@ -10,6 +10,7 @@ set), truth (of the true one) and caption; without it keys are those of the coll
 to #<number>.
 """
 
+import logging
 import signal
 import sys
 import time
@@ -25,7 +26,6 @@ from gap3d.evaluation.quirks import QUIRKS, Table, of_table
 from gap3d.evaluation.result import Result, known, save
 from gap3d.evaluation.retrieval import ROUNDED, Found, Pooled, database_of, kinds_of, measure, pool
 from gap3d.evaluation.retrieval_figure import chosen, figure, rows_of
-from gap3d.features.encoder import UNTRAINED
 from gap3d.fingerprints import code_version, digest_of
 from gap3d.metrics.retrieval import Precision
 from gap3d.records import Failure, SystemicFault
@@ -37,6 +37,8 @@ from pipelines.progress import progress
 from pipelines.report import Report, ShardReport
 from pipelines.retrieval_subjects import Subject, of_aligner, of_places
 from pipelines.true_pictures import true_pictures
+
+log = logging.getLogger(__name__)
 
 STAGE = "retrieval_metrics"
 TABLE: Table = "retrieval"
@@ -99,16 +101,16 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
         predicted = pool(subject.predicted, [each.key for each in subject.queries], kinds, precision, bar.update)
         true = pool(subject.true, images, kinds, precision, bar.update)
     found = measure(subject.queries, predicted, true, section)
-    label = label_of(subject)
-    pictures, note = figures(settings, subject, found, predicted, true, label)
+    untrained = untrained_of(subject)
+    pictures, note = figures(settings, subject, found, predicted, true, untrained)
     result = Result(
         table=TABLE,
         model=subject.model,
         collection=subject.collection,
         cells=found.cells,
         fingerprint=fingerprint,
-        trained=not label.startswith(UNTRAINED),
-        label=label,
+        trained=not untrained,
+        label=untrained or "trained",
         checkpoint=subject.checkpoint,
         quirks=quirks,
         protocol={
@@ -129,6 +131,8 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
         seconds=time.monotonic() - begun,
     )
     made = save(subject.home, result, found.samples, pictures)
+    if untrained:
+        log.warning("%s on %s: %s: the numbers mean nothing", subject.model, subject.collection, untrained)
     return made, report_of(subject, made, computed=True)
 
 
@@ -137,17 +141,14 @@ def counted(found: int, expected: int) -> dict[str, Any]:
     return {"passed": found == expected, "measured": found, "expected": expected}
 
 
-def label_of(subject: Subject) -> str:
-    """What the numbers are worth; loud where something is untrained."""
-    made = {"predicted tokens": subject.predicted.description, "true tokens": subject.true.description}
-    bad = [
-        f"{name} ({about['label'] or 'its makers say so'})" for name, about in made.items() if about["trained"] is False
-    ]
-    return f"{UNTRAINED}: {'; '.join(bad)}: the numbers mean nothing" if bad else "trained"
+def untrained_of(subject: Subject) -> str:
+    """What is untrained, as far as somebody says; empty where nothing is."""
+    named = {"predictions": subject.predicted.description, "targets": subject.true.description}
+    return "; ".join(f"{name}: {about['label']}" for name, about in named.items() if about["trained"] is False)
 
 
 def figures(
-    settings: Settings, subject: Subject, found: Found, predicted: Pooled, true: Pooled, label: str
+    settings: Settings, subject: Subject, found: Found, predicted: Pooled, true: Pooled, untrained: str
 ) -> tuple[dict[str, bytes], str]:
     """Figure 2 for each kind of token, of the same queries; and why there is none."""
     if subject.store is None:
@@ -163,8 +164,7 @@ def figures(
         return {}, f"none: the pictures can't be read: {error}"
     if all(isinstance(picture, Failure) for picture in pictures.values()):
         return {}, f"none: no picture can be read: {next(iter(pictures.values()))}"
-    warning = label if label.startswith(UNTRAINED) else ""
-    about = (subject.model, subject.collection, len(true.keys), warning)
+    about = (subject.model, subject.collection, len(true.keys), untrained)
     made = {f"figure_{kind}.png": figure(rows[kind], pictures, kind, *about) for kind in rows}
     return made, f"{len(numbers)} queries, drawn with the seed, half of them failures so far as there are such"
 

@@ -6,16 +6,24 @@ The aligner has UNTRAINED random weights.
 import io
 import json
 import shutil
+import subprocess
+import sys
+import tarfile
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from folders import small
+from pictures import of_images, pairs, run_images, write_tar
 from PIL import Image
+from target_stores import write_index, write_part
 
+from gap3d import dataset_index
 from gap3d.aligner.model import build_aligner
 from gap3d.aligner_settings import AlignerSettings
 from gap3d.dataset import TargetPart
@@ -24,9 +32,11 @@ from gap3d.evaluation.queries import queries_of
 from gap3d.evaluation.result import find
 from gap3d.evaluation.tokens import of_dataset, open_tokens
 from gap3d.features.tokens import TokenLayout
+from gap3d.store import Store
 from pipelines import retrieval_metrics
 from pipelines.command import open_store
 from pipelines.retrieval_subjects import of_places
+from pipelines.true_pictures import GONE, true_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -206,3 +216,41 @@ def test_what_anybody_predicts_is_matched_with_the_queries_of_a_collection_or_by
     shutil.rmtree(result.folder)
     with pytest.raises(ValueError, match="no prediction means an image that is there: predicted keys are 'x'"):
         subject("strange", {"x": cls[keys[0]]})
+
+
+def test_memory_stays_within_the_stated_bound_of_bytes_however_many_tokens_there_are(tmp_path):
+    layout, store = TokenLayout(registers=1, grid=(16, 32), width=1024), Store(tmp_path, "large", 1)
+    rows = np.random.default_rng(0).standard_normal((96, 1, layout.width), np.float32)
+    tokens = {f"{n:04d}/000": torch.from_numpy(row).expand(layout.count, -1) for n, row in enumerate(rows)}
+    write_part(store, "0", tokens, layout=layout)
+    write_index(store)
+    program = [sys.executable, str(Path(__file__).parent / "retrieval_memory.py"), str(store.folder)]
+    ran = subprocess.run(program, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
+    lines = [tuple(map(int, line.split())) for line in ran.stdout.splitlines()]
+    assert len(lines) == 3
+    for most, bound, _ in lines:
+        assert most <= bound
+    assert lines[0][1] < lines[0][2] / 4 and lines[2][1] < lines[2][2] / 4
+
+
+def test_pictures_of_a_collection_of_images_are_its_images_and_those_that_are_gone_say_so(tmp_path):
+    write_tar(tmp_path / "tars" / "a.tar", pairs(3))
+    settings = of_images(tmp_path / "store", tmp_path / "tars")
+    run_images(settings)
+    store = open_store(settings)
+    wanted = {}
+    for row in dataset_index.load(store).rows():
+        with tarfile.open(tmp_path / "tars" / "a.tar") as tar:
+            data = tar.extractfile(f"{row.identifier.partition('#')[2]}.png").read()
+        wanted[row.key] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert len(wanted) == 3
+    (store.folder / "settings.json").write_text(settings.model_dump_json())
+    for seen_from in (
+        settings,
+        small(tmp_path / "store", tmp_path, collection="other"),
+    ):
+        found = true_pictures(seen_from, store, wanted.keys())
+        assert found.keys() == wanted.keys()
+        assert all(np.array_equal(found[key], picture) for key, picture in wanted.items())
+    (tmp_path / "tars" / "a.tar").unlink()
+    assert set(true_pictures(settings, store, wanted.keys()).values()) == {GONE}

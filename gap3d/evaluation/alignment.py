@@ -5,7 +5,6 @@ Every measure is the mean over samples of a mean over tokens, with an interval b
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -88,7 +87,7 @@ def measure(
             elif truth not in truths:
                 samples.append(failed(key, "true", true.failures[truth]))
             else:
-                samples.append(taken(key, next(values)))
+                samples.append(Sample(key, values=next(values)))
         told(len(batch))
     return samples
 
@@ -96,14 +95,6 @@ def measure(
 def failed(key: str, which: str, why: Failure) -> Sample:
     """The row of a pair that has no measures."""
     return Sample(key, why.status, f"{which} tokens: {why.reason}")
-
-
-def taken(key: str, values: Mapping[str, float]) -> Sample:
-    """The row of a pair; finite tokens can be too large for a finite measure."""
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        return Sample(key, Status.UNSUPPORTED, f"{', '.join(bad)} is not finite: the tokens are too large")
-    return Sample(key, values=values)
 
 
 def cells_of(

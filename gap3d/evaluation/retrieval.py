@@ -94,7 +94,7 @@ def most_bytes(queries: int, images: int, widths: Collection[int], *, unsorted: 
         unsorted: whether the released code's lists are made.
     """
     kept = 4 * (queries + images) * (sum(widths) + max(widths))
-    block = max((28 if unsorted else 8) * max(BLOCK, images), 24 * max(DRAWN, queries))
+    block = max((56 if unsorted else 8) * max(BLOCK, images), 24 * max(DRAWN, queries))
     return kept + max(2 * BATCH_BYTES, block) + 1000 * (queries + images) + 32 * 1024**2
 
 
