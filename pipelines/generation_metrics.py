@@ -152,6 +152,7 @@ def inputs_of(true: TrueObjects, subject: Subject) -> dict[str, Any]:
     made = [pair.generated for pair in pairs if pair.failure is None]
     return {
         "pairs": digest_of([[each.key, each.generated, str(each.failure or ""), dict(each.values)] for each in pairs]),
+        "checkpoint": subject.checkpoint.get("digest", ""),
         "captions": digest_of(dict(subject.captions)),
         "pictures": digest_of({key: picture.digest for key, picture in subject.pictures.items()}),
         "true": {name: rows.digest([pair.key for pair in pairs]) for name, rows in true.side.items()},

@@ -105,7 +105,7 @@ def true_objects(settings: Settings) -> tuple[TrueObjects, Report]:
         )
     known = {key: Known(row["sha256"] or "", row["identifier"] or "") for key, row in rows.items()}
     source = pictured.true_objects(settings)
-    side, extracted = featured(settings, source)
+    side, extracted = featured(settings, source, list(asked), true=True)
     return TrueObjects(base, asked, known, captions, source, side), merge([report, extracted])
 
 
@@ -118,13 +118,20 @@ def asked_of(keys: Sequence[str], captions: Mapping[str, Sequence[str]]) -> dict
     }
 
 
-def featured(settings: Settings, source: Pictured) -> tuple[Side, Report]:
-    """The features of objects with pictures from all around, brought up to date."""
+def featured(settings: Settings, source: Pictured, order: Sequence[str], *, true: bool) -> tuple[Side, Report]:
+    """The features of objects with pictures from all around, brought up to date.
+
+    Args:
+        settings: extractors, and the protocols whose views are wanted.
+        source: the objects.
+        order: of those that are measured, by their keys: the quirk ``batch_order`` asks for it.
+        true: whether they are true ones, whose clouds the quirk ``ray_depth`` bends.
+    """
     views = settings.evaluation.views
     reports = [picture_features.run(settings, source=source)]
     names: list[Name] = [name for name, count in VIEWS.items() if count in views]
     if CLOUD_VIEWS in views:
-        reports.append(cloud_features.run(settings, source=source))
+        reports.append(cloud_features.run(settings, source=source, true=true, order=order))
         names.append("pointnet")
     return {name: FeatureRows(Features(source.store, name), PER_OBJECT[name]) for name in names}, merge(reports)
 

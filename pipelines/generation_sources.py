@@ -101,11 +101,11 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
             if row.part and asked[key]["image_name"]
         }
     matched = match({key: of_key(key) for key in held}, true.known, true.base.collection)
-    side, report = featured(settings, source)
+    chosen = measured_of(true, matched.generated)
+    side, report = featured(settings, source, list(chosen.values()), true=False)
     seen = {row.inputs.get("picture", ""): key for key, row in held.items()}
     renders = {seen[digest]: each for digest, each in renders_by_digest(true).items() if digest in seen}
     pictures = {**renders, **own}
-    chosen = {object_id: key for object_id, key in matched.generated.items() if object_id in true.asked}
     about: dict[str, Any] = {"kind": stage, "collection": name, "unmatched": unmatched(matched.strangers)}
     checkpoint: dict[str, Any] = {}
     untrained = []
@@ -207,10 +207,11 @@ def of_meshes_in(
         rows |= store.read(store.manifest("catalog", shard), ["identifier", "captions"])
     names = {key: [*of_path(row["identifier"] or key), key] for key, row in rows.items()}
     matched = match(names, true.known, true.base.collection)
-    side, report = featured(settings, source)
+    chosen = measured_of(true, matched.generated)
+    side, report = featured(settings, source, list(chosen.values()), true=False)
     captions = {key: row["captions"] for key, row in rows.items() if row["captions"]}
     about = {"kind": "collection", "collection": store.collection, "pictures": source.store.collection}
-    made = subject_by_name(model, true, matched.generated, captions, side, about, matched.strangers)
+    made = subject_by_name(model, true, chosen, captions, side, about, matched.strangers)
     return made, merge([rendered, report])
 
 
@@ -222,8 +223,9 @@ def of_pictures(settings: Settings, place: str, model: str, true: TrueObjects) -
     said = read_captions(table) if table.is_file() else {}
     captions = {key: said[path.name] for key, path in objects.items() if said.get(path.name)}
     matched = match({key: of_key(key) for key in objects}, true.known, true.base.collection)
+    chosen = measured_of(true, matched.generated)
     source = pictured.source_of(settings, str(root))
-    side, report = featured(settings, source)
+    side, report = featured(settings, source, list(chosen.values()), true=False)
     about = {"kind": "pictures", "folder": root.name, "collection": source.store.collection}
     return subject_by_name(
         model or root.name, true, matched.generated, captions, side, about, matched.strangers
@@ -243,17 +245,21 @@ def subject_by_name(
 
     One with captions of its own has the one of them that the evaluation's seeds draw; else it has the true object's.
     """
-    found = {object_id: key for object_id, key in generated.items() if object_id in true.asked}
     texts = {object_id: asked.caption for object_id, asked in true.asked.items()}
-    own = {object_id: captions[key] for object_id, key in found.items() if key in captions}
+    own = {object_id: captions[key] for object_id, key in generated.items() if key in captions}
     texts |= {each: given[caption_of(true.asked[each].index, len(given))] for each, given in own.items()}
     return Subject(
         model=model,
-        pairs=paired(true, found, NOT_TRIED),
+        pairs=paired(true, generated, NOT_TRIED),
         side=side,
         captions=texts,
         about={**about, "captions_of_its_own": len(own), "unmatched": unmatched(strangers)},
     )
+
+
+def measured_of(true: TrueObjects, generated: Mapping[str, str]) -> dict[str, str]:
+    """Keys of the generated objects that are measured, by object_id, in the protocol's order."""
+    return {object_id: generated[object_id] for object_id in true.asked if object_id in generated}
 
 
 def unmatched(strangers: Sequence[str]) -> dict[str, Any]:

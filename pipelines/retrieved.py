@@ -98,12 +98,13 @@ def whole(true: TrueObjects, object_id: str) -> bool:
 def predicted(settings: Settings, checkpoint: Checkpoint, true: TrueObjects) -> TokenSets:
     """Token sets of the evaluation's prompts, brought up to date in a collection of their own.
 
-    The prompts are those of ``pipelines.evaluation_prompts``; TRELLIS makes objects of the same collection
-    (``python -m pipelines.trellis --from NAME``), which are measured with the next run.
+    ``evaluation.steps`` are the sampler's, as for retrieval: nothing is made in 3D of them.
     """
     fitting(checkpoint.layout, true.base)
     name = f"{true.base.collection}-generation-{checkpoint.digest[:12]}"
-    store, own = prompts.collection_of(settings, name, len(true.asked))
+    sampling = settings.sampling.model_copy(update={"steps": settings.evaluation.steps})
+    own = settings.model_copy(update={"sampling": sampling})
+    store, own = prompts.collection_of(own, name, len(true.asked))
     rows = (
         (
             f"object {asked.index}",

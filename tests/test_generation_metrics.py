@@ -4,6 +4,7 @@ import io
 import json
 import math
 import random
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,19 +17,24 @@ from stores import TOGETHER, write
 from test_trellis import plan_of
 
 from gap3d.aligner.model import build_aligner
-from gap3d.aligner_settings import AlignerSettings, SamplingSettings
+from gap3d.aligner_settings import AlignerSettings
 from gap3d.depth import depth_range, encode_depth
 from gap3d.evaluation.result import find
 from gap3d.evaluation.views import AROUND
 from gap3d.evaluation_settings import EvaluationSettings
+from gap3d.metrics.extractors.clip import ClipFeatures
+from gap3d.parts import read_rows
 from gap3d.prompts import of_rows
+from gap3d.samples import write_samples
 from gap3d.schemas import CATALOG, RENDERS
+from gap3d.settings import Limits
 from gap3d.store import Store
 from gap3d.transforms import transforms
 from gap3d.trellis.seeds import caption_of
-from pipelines import prompts, trellis
+from pipelines import generation_metrics, prompts, trellis
 from pipelines.generation_metrics import of_objects, shaped
 from pipelines.generation_objects import true_objects
+from pipelines.job import NotReady
 
 SIZE, OBJECTS = 32, 5
 SMALL = dict.fromkeys(("inception", "dinov2", "clip", "clip_large", "pointnet"), "random-small")
@@ -46,7 +52,7 @@ def settings_of(root, **evaluation):
     section = EvaluationSettings(
         **{"true": "toys", "count": None, "points": 64, "dinov2_size": 56, **SMALL, **evaluation}
     )
-    return settings_at(root, collection="toys", evaluation=section, sampling=SamplingSettings(steps=2))
+    return settings_at(root, collection="toys", evaluation=section)
 
 
 def rendered(number, view):
@@ -200,32 +206,81 @@ def test_a_folder_of_strangers_is_a_sentence(toys, tmp_path):
             of_objects(settings_of(root), spec, "")
 
 
-@pytest.fixture(scope="module")
-def shapes(toys):
-    """What the STAND-IN of TRELLIS makes of the evaluation's prompts; of one, nothing."""
-    root, _ = toys
-    settings = settings_of(root)
-    true, _ = true_objects(settings)
-    asked = [
+def prompted(settings, name, true, images=None):
+    """The evaluation's prompts in a collection of their own, some with a picture: (store, settings of it)."""
+    rows = [
         ("", {"id": key, "prompt": one.caption, "index": one.index, "caption_index": one.caption_index})
         for key, one in true.asked.items()
     ]
-    store, own = prompts.collection_of(settings, "made", len(asked))
-    prompts.run(own, store, of_rows(asked, root))
-    plan = plan_of(store, "trellis-text", views=(4, 8, 20), glb=False)
-    trellis.run(plan, own)
-    return true, settings
+    for (_, row), image in zip(rows, images or (), strict=False):
+        row["image"] = str(image)
+    store, own = prompts.collection_of(settings, name, len(rows))
+    prompts.run(own, store, of_rows(rows, settings.store))
+    return store, own
 
 
-def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts(shapes):
-    true, settings = shapes
+def opened(file):
+    with Image.open(file) as image:
+        return image.copy()
+
+
+def similarity(pictures, reference):
+    """100 x the mean cosine of CLIP's features of pictures with those of one picture."""
+    extractor = ClipFeatures("random-small", device="cpu")
+    views, one = extractor.features(pictures), extractor.features([reference])
+    return 100 * float(torch.nn.functional.cosine_similarity(views, one).mean())
+
+
+def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts(toys):
+    settings = settings_of(toys[0])
+    true, _ = true_objects(settings)
+    store, own = prompted(settings, "made", true)
+    trellis.run(plan_of(store, "trellis-text", views=(4, 8, 20), glb=False), own)
     assert list(shaped(settings, true)) == ["trellis:made:trellis-text"]
     (result,), _ = of_objects(settings, "trellis:made", "TRELLIS-text")
     assert result.counts == {"ok": 4}
     assert result.cells["fd_inception"].value > 1e-3 and math.isfinite(result.cells["fd_pointnet"].value)
+    assert result.cells["clip_image"].note == "no prompt has a picture"
     assert result.protocol["generated"]["kind"] == "shapes-trellis-text"
     with pytest.raises(ValueError, match="has objects of trellis-text: say trellis:made:METHOD"):
         of_objects(settings, "trellis:made:gap3d", "")
+
+
+def test_an_object_that_trellis_failed_at_is_a_row_and_pictures_of_prompts_are_scored(toys, tmp_path):
+    settings = settings_of(toys[0], views=(8,)).model_copy(update={"limits": Limits(attempts=1)})
+    true, _ = true_objects(settings)
+    for name, mode in (("half", "RGBA"), ("whole", "RGB")):  # the STAND-IN refuses what has no alpha
+        Image.new(mode, (32, 32), (200, 40, 10, 128)[: len(mode)]).save(tmp_path / f"{name}.png")
+    store, own = prompted(settings, "edited", true, [tmp_path / "half.png", tmp_path / "whole.png"])
+    trellis.run(plan_of(store, "trellis-image", views=(8,), glb=False), own)
+    (result,), _ = of_objects(settings, "trellis:edited", "TRELLIS-image")
+    first, second = list(true.asked)[:2]
+    rows = {row["key"]: row for row in pq.read_table(result.folder / "samples.parquet").to_pylist()}
+    assert rows[first]["status"] == "ok" and "rembg" in rows[second]["reason"]
+    assert result.counts == {"ok": 1, "internal_error": 1, "missing": 2}
+    folder = store.folder / "objects" / "trellis-image" / first / "views8"
+    views = [opened(folder / f"{view:03d}.png") for view in range(8)]
+    wanted = similarity(views, opened(tmp_path / "half.png"))
+    assert rows[first]["clip_image"] == pytest.approx(wanted, rel=1e-5)
+    assert result.cells["clip_image"].samples == 1
+    assert "evaluation.views" in result.cells["fd_inception"].note
+
+
+def test_the_picture_that_the_image_baseline_saw_is_found_among_the_true_renders(toys):
+    settings = settings_of(toys[0], views=(8,))
+    true, _ = true_objects(settings)
+    store, own = prompted(settings, "seen", true)
+    renders = trellis.renders_of(own, "toys")
+    trellis.run(plan_of(store, "trellis-image", views=(8,), renders=renders, glb=False), own)
+    (result,), _ = of_objects(settings, "trellis:seen:trellis-image", "TRELLIS-image of renders")
+    assert result.counts == {"ok": 4} and result.cells["clip_image"].samples == 4
+    key = next(iter(true.asked))
+    place = store.folder / "objects" / "trellis-image" / key
+    chosen = renders[key][json.loads((place / "object.json").read_text())["view"]]
+    png = read_rows(chosen.part, [chosen.row], ["png"]).column("png")[0].as_py()
+    views = [opened(place / "views8" / f"{view:03d}.png") for view in range(8)]
+    rows = {row["key"]: row for row in pq.read_table(result.folder / "samples.parquet").to_pylist()}
+    assert rows[key]["clip_image"] == pytest.approx(similarity(views, opened(io.BytesIO(png))), rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +311,25 @@ def test_the_retrieved_object_is_the_nearest_by_a_plain_loop_and_is_called_what_
         itself += best == key
     assert result.protocol["generated"]["true_object_found"] == itself
     assert result.counts == {"ok": 4} and result.checkpoint["digest"]
+
+
+def test_a_folder_of_meshes_comes_through_the_line_from_all_around(toys, tmp_path):
+    root, _ = toys
+    write_samples(tmp_path / "bundled")
+    meshes = tmp_path / "meshes"
+    meshes.mkdir()
+    for number, path in enumerate(sorted((tmp_path / "bundled").rglob("*.glb"))[:2]):
+        shutil.copy(path, meshes / f"o{number}.glb")
+    settings = settings_of(root, views=(4,), resolution=64, samples=1)
+    (result,), report = of_objects(settings, f"meshes:{meshes}", "meshes")
+    assert report.by_status("renders") == {"ok": 8}
+    assert result.counts == {"ok": 2, "missing": 2}
+    assert "nothing was generated for it" in result.reasons[0]
+    assert result.cells["fd_inception"].samples == 2 and result.cells["fd_inception"].value > 0
+    again, later = of_objects(settings, f"meshes:{meshes}", "meshes")
+    assert again == [result] and later.count("computed") == 0
+
+
+def test_a_model_that_is_not_trained_is_a_sentence(toys):
+    with pytest.raises(NotReady, match=r"pipelines\.pretrain"):
+        generation_metrics.run(settings_of(toys[0], views=(8,), models=("pretrained",)))

@@ -20,7 +20,7 @@ from gap3d.metrics.bootstrap import mean_interval
 from gap3d.metrics.extractors.clip import clip_score
 from gap3d.metrics.frechet import Moments, frechet_distance
 from gap3d.metrics.kernel import kernel_distance
-from gap3d.records import Failure, Status
+from gap3d.records import Failure
 
 VERSION = 1  # of what is computed here; part of every fingerprint
 Extractor = Literal["inception", "dinov2", "pointnet", "clip", "clip_large"]
@@ -157,13 +157,13 @@ def column(
     """One metric over all pairs, in the order of their keys."""
     theirs = generated.get(metric.extractor)
     if theirs is None:
-        return Column(metric, Cell(None, note=f"there are no features of {metric.extractor}"), {})
+        return Column(metric, Cell(None, note=no_features(metric)), {})
     if metric.kind in ("text", "image"):
-        lacking = {pair.key: why for pair in pairs if (why := fault_of(pair, theirs, references))}
+        lacking = {pair.key: why for pair in pairs if (why := fault_of(pair, theirs))}
         return scored(metric, pairs, theirs, references, lacking, how)
     ours = true.get(metric.extractor)
     if ours is None:
-        return Column(metric, Cell(None, note=f"there are no features of {metric.extractor} of true objects"), {})
+        return Column(metric, Cell(None, note=no_features(metric)), {})
     absent = {pair.key: why for pair in pairs if (why := fault_of(pair, theirs))}
     untrue = {pair.key: told(why, "true object") for pair in pairs if (why := ours.failure(pair.key))}
     lacking = untrue | absent
@@ -175,12 +175,15 @@ def column(
     return Column(metric, distance(metric, ours, first, theirs, second), lacking)
 
 
-def fault_of(pair: Pair, theirs: FeatureRows, references: Mapping[str, Tensor] | None = None) -> Failure | None:
-    """Why there are no features of a pair's generated object, or nothing to compare them with."""
+def no_features(metric: Metric) -> str:
+    """Why a whole column has no number."""
+    return f"there are no features of {metric.extractor}: evaluation.views has no {metric.views}"
+
+
+def fault_of(pair: Pair, theirs: FeatureRows) -> Failure | None:
+    """Why there are no features of a pair's generated object."""
     if pair.failure is not None:
         return pair.failure
-    if references is not None and pair.key not in references:
-        return Failure(Status.MISSING, "its prompt has nothing of this kind")
     why = theirs.failure(pair.generated)
     return told(why, "generated object") if why else None
 
@@ -246,8 +249,8 @@ def scored(
     lacking: Mapping[str, Failure],
     how: Measuring,
 ) -> Column:
-    """The mean over objects of how well their pictures fit."""
-    kept = [pair for pair in pairs if pair.key not in lacking]
+    """The mean over objects of how well their pictures fit; those whose prompt has no picture are no part of it."""
+    kept = [pair for pair in pairs if pair.key not in lacking and pair.key in references]
     if not references:
         thing = "text" if metric.kind == "text" else "picture"
         return Column(metric, Cell(None, note=f"no prompt has a {thing}"), {})
