@@ -8,7 +8,7 @@ import base64
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
 import dagster as dg
@@ -22,11 +22,11 @@ from assets_defs.resources import FOR_A_PERSON, Compute
 from gap3d import fingerprints
 from gap3d.evaluation import soundness
 from gap3d.evaluation.quirks import Table
-from gap3d.evaluation.result import TABLES, Cell, Result, find
+from gap3d.evaluation.result import TABLES, Cell, Result
 from gap3d.settings import Settings
+from pipelines.measured import history_of, of_report, stage_of
 from pipelines.report import Report
 
-STAGE_OF: Mapping[Table, str] = {name: f"{name}_metrics" for name in TABLES}
 ALIGNERS: Mapping[str, str] = {"pretrained": ASSET_OF["pretrain"], "finetuned": ASSET_OF["finetune"]}
 SOURCES: Mapping[Table, Sequence[str]] = {
     "alignment": ("prompts", "generated"),
@@ -50,13 +50,12 @@ def metrics_version(name: Table) -> str:
 
 def measured(context: dg.AssetExecutionContext, compute: Compute, name: Table) -> dg.MaterializeResult:
     """Measure what is not measured yet; then what came out of it, and what there was before."""
-    report = compute.run(context, STAGE_OF[name])
     settings = compute.settings()
     try:
-        history = history_of(settings, name)
-    except FOR_A_PERSON as error:
+        report = compute.run(context, stage_of(name))
+        results, history = of_report(settings, name, report), history_of(settings, name)
+    except (*FOR_A_PERSON, ValueError) as error:
         raise dg.Failure(str(error)) from error
-    results = of_report(name, report, history)
     for label in sorted({result.label for result in results if not result.trained}):
         context.log.warning(f"{label}: these numbers mean nothing")
     content = [[one.collection, one.model, one.fingerprint, one.samples_digest] for one in results]
@@ -64,42 +63,6 @@ def measured(context: dg.AssetExecutionContext, compute: Compute, name: Table) -
         data_version=dg.DataVersion(fingerprints.digest_of(sorted(content))),
         metadata=looks(settings, name, results, history, report),
     )
-
-
-def homes(settings: Settings) -> list[Path]:
-    """Folders of the collections whose results these settings can make."""
-    section = settings.evaluation
-    names = dict.fromkeys(filter(None, (settings.collection, *section.collections, section.true)))
-    return [settings.store / name for name in names]
-
-
-def history_of(settings: Settings, name: Table) -> list[Result]:
-    """All results of a table on the settings' collections, the oldest first.
-
-    Raises:
-        SystemicFault: one is damaged.
-    """
-    return sorted((one for home in homes(settings) for one in find(home, name)), key=lambda one: one.made_at)
-
-
-def of_report(name: Table, report: Report, history: Sequence[Result]) -> list[Result]:
-    """The results that a run reports, whether it measured them or found them measured.
-
-    Raises:
-        dg.Failure: one is not there.
-    """
-    found = []
-    for row in report.of_stage(STAGE_OF[name]):
-        same = [one for one in history if (called(one), one.samples_digest) == (row.shard, row.digest)]
-        if not same:
-            raise dg.Failure(f"{row.stage} left no result of {row.shard}: its store is not the one seen from here")
-        found.append(same[-1])
-    return found
-
-
-def called(result: Result) -> str:
-    """How the tables' programs call a result in their report."""
-    return f"{result.collection}/{result.model}"
 
 
 def looks(
@@ -200,7 +163,7 @@ def metrics(name: Table) -> dg.AssetsDefinition:
     """The asset of one table."""
 
     @dg.asset(
-        name=STAGE_OF[name],
+        name=stage_of(name),
         deps=DEPS,
         group_name="evaluation",
         kinds={"pytorch", "ray"},
@@ -218,7 +181,10 @@ def metrics(name: Table) -> dg.AssetsDefinition:
     return of_the_table
 
 
-METRICS = {name: metrics(name) for name in TABLES}
+METRICS = {name: metrics(name) for name in SETTINGS.tables}
+
+
+PUBLISHED = resources.files("gap3d.evaluation").joinpath("published.toml").read_text()
 
 
 @dg.asset(
@@ -226,6 +192,7 @@ METRICS = {name: metrics(name) for name in TABLES}
     group_name="evaluation",
     kinds={"python"},
     owners=OWNERS,
+    code_version=fingerprints.digest_of(PUBLISHED)[:16],
     automation_condition=AFTER_METRICS if SETTINGS.evaluation.automatic else None,
     pool="evaluation",
 )
@@ -299,7 +266,7 @@ def check(name: Table, faults_of: Callable[[Sequence[Result]], list[str]]) -> dg
         except FOR_A_PERSON as error:
             return dg.AssetCheckResult(passed=False, description=str(error))
         if not results:
-            return dg.AssetCheckResult(passed=False, description=f"There is no result: materialise {STAGE_OF[name]}.")
+            return dg.AssetCheckResult(passed=False, description=f"There is no result: materialise {stage_of(name)}.")
         return dg.AssetCheckResult(
             passed=not faults,
             description="; ".join(faults[:NAMED]) or f"It holds of {len(results)} results.",
@@ -312,5 +279,5 @@ def check(name: Table, faults_of: Callable[[Sequence[Result]], list[str]]) -> dg
 ASSETS = [*METRICS.values(), evaluation_report]
 CHECKS = [
     check("alignment", identity_holds),
-    *(check(name, faults_of) for name in TABLES for faults_of in (every_sample_accounted, metrics_possible)),
+    *(check(name, faults_of) for name in METRICS for faults_of in (every_sample_accounted, metrics_possible)),
 ]

@@ -11,13 +11,13 @@ from gap3d.section import Section
 
 Model = Literal["pretrained", "finetuned"]
 Weights = Annotated[str, Field(min_length=1)]
-_TOKENS = ("models", "collections", "steps", "level", "resamples", "seed")
+_MEASURED = ("models", "steps", "level", "resamples", "seed")
 SHAPING: Mapping[Table, tuple[str, ...]] = {
-    "alignment": _TOKENS,
-    "retrieval": (*_TOKENS, "captions"),
+    "alignment": (*_MEASURED, "collections"),
+    "retrieval": (*_MEASURED, "collections", "captions"),
     "generation": (
-        *("models", "true", "count", "shuffle", "views", "resolution", "samples", "points", "presample"),
-        *("inception", "dinov2", "dinov2_size", "clip", "clip_large", "pointnet", "level", "resamples", "seed"),
+        *(*_MEASURED, "true", "count", "shuffle", "views", "resolution", "samples", "points", "presample"),
+        *("inception", "dinov2", "dinov2_size", "clip", "clip_large", "pointnet"),
     ),
 }
 """Which settings shape the numbers of a table, beside its quirks."""
@@ -50,7 +50,7 @@ class EvaluationSettings(Section):
     presample: PositiveInt | None = 100_000
     """Points from which those are chosen, drawn at random where more are seen; none chooses from all."""
     steps: PositiveInt = 30
-    """Of the sampler, for alignment and retrieval; generation takes sampling.steps."""
+    """Of the sampler, for alignment, retrieval and the retrieved baseline; what is made in 3D takes sampling.steps."""
     inception: Weights = "torchvision"
     """Weights of Inception-v3: torchvision, a file, a hub id, or random-small."""
     dinov2: Weights = "facebook/dinov2-large"

@@ -12,10 +12,11 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
 from gap3d.settings import Settings
 from pipelines import alignment_metrics, evaluation_report, generation_metrics, prompts, retrieval_metrics
 from pipelines.command import resolved, say, stage_main
+from pipelines.measured import of_report
 from pipelines.predictions import checkpoint_of
 from pipelines.report import Report, merge
 
-TABLES = (alignment_metrics, retrieval_metrics, generation_metrics)
+PROGRAMS = {"alignment": alignment_metrics, "retrieval": retrieval_metrics, "generation": generation_metrics}
 
 
 def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
@@ -30,11 +31,20 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
         checkpoint_of(settings, model)
     for collection in settings.evaluation.collections:
         prompts.existing(settings, collection)
-    report = merge(table.run(settings) for table in TABLES)
+    report = merge(PROGRAMS[table].run(settings) for table in settings.tables)
     first, *others = evaluation_report.folders_of(settings)
     say(f"wrote {evaluation_report.write(first, others)}")
     return report
 
 
+def told(settings: Settings, _shards: Sequence[str] = ()) -> Report:
+    """``run``, and its numbers for a person."""
+    settings = resolved(settings)
+    report = run(settings)
+    for table in settings.tables:
+        say(*(line for result in of_report(settings, table, report) for line in PROGRAMS[table].lines_of(result)))
+    return report
+
+
 if __name__ == "__main__":
-    stage_main("evaluate", __doc__, run, sharded=False)
+    stage_main("evaluate", __doc__ or "", told, sharded=False)
