@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help install demo ui test test-slow smoke-online lint bench lock versions clean
+.PHONY: help install demo evaluate ui test test-slow smoke-online lint bench lock versions clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -22,6 +22,11 @@ SYSTEM = if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -
 
 demo: install  ## the whole line on the bundled objects
 	$(BIN)/python -m pipelines.line --preset demo
+
+evaluate: install  ## after make demo: both trainings of the aligner, then every table of the evaluation and its report
+	$(BIN)/python -m pipelines.pretrain --preset demo
+	$(BIN)/python -m pipelines.finetune --preset demo
+	$(BIN)/python -m pipelines.evaluate --preset demo
 
 ui: install  ## the Dagster UI on http://127.0.0.1:3000
 	$(BIN)/dagster dev -w workspace.yaml

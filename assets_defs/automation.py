@@ -60,6 +60,15 @@ AFTER_DATASET = (
     | NEW_VERSION
 ) & GUARDS
 
+# Of what is measured, where the settings ask for it: it joins the run of a training, and else looks at what came of it.
+AFTER_TRAINING = AFTER_DATASET
+AFTER_METRICS = (
+    AC.any_deps_match(AC.data_version_changed() & ~AC.executed_with_root_target()).since(AC.newly_requested())
+    | AC.any_deps_match(AC.will_be_requested())
+    | NEVER_MADE
+    | NEW_VERSION
+) & GUARDS
+
 on_change = dg.AutomationConditionSensorDefinition(
     "on_change",
     target=dg.AssetSelection.all(),

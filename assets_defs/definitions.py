@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from assets_defs import image_text, model
+from assets_defs import evaluation, image_text, model
 from assets_defs.automation import on_change
 from assets_defs.checks import CHECKS
 from assets_defs.data import ASSETS, RENDERED
@@ -27,13 +27,14 @@ nightly = dg.ScheduleDefinition(
 )
 
 defs = dg.Definitions(
-    assets=[*ASSETS, *image_text.ASSETS, *model.ASSETS],
+    assets=[*ASSETS, *image_text.ASSETS, *model.ASSETS, *evaluation.ASSETS],
     asset_checks=[
         *CHECKS,
         *image_text.CHECKS,
         *([quality_gates] if RENDERED else []),
         tokens_healthy,
         *model.CHECKS,
+        *evaluation.CHECKS,
     ],
     resources={"compute": Compute()},
     sensors=[on_change, left_behind, lost_runs, watch_source if RENDERED else watch_images],

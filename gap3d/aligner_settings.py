@@ -1,10 +1,11 @@
 """Settings of the aligner: the model, its two trainings, sampling (specification 4 to 7)."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from gap3d.section import Section
 
@@ -94,6 +95,8 @@ class TrainingSettings(Section):
     """Learning rate at the end of the cosine."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.003
     """Share of the steps in which the rate rises in a line."""
+    warmup_steps: NonNegativeInt = 0
+    """So many steps at least, whatever the share: with fewer samples a step than the paper's, 100 are advised."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Of AdamW."""
     clip: PositiveFloat = 1.0
@@ -133,7 +136,10 @@ class TrainingSettings(Section):
         made = self.model_dump(mode="json", exclude=PLACES | NO_RESULT)
         idle = {"epochs": self.steps is not None, "strategy": self.workers == 1}
         fields = type(self).model_fields
-        return made | {name: fields[name].default for name, is_idle in idle.items() if is_idle}
+        made |= {name: fields[name].default for name, is_idle in idle.items() if is_idle}
+        if self.warmup_steps <= math.ceil(self.warmup * (self.steps or 0)):  # without effect, as in runs before it was
+            del made["warmup_steps"]
+        return made
 
     @field_validator("collection", "mix_collection", "validation_collection")
     @classmethod
@@ -185,6 +191,8 @@ class SamplingSettings(Section):
     """With the object's key, the seed of its noise."""
     batch_size: PositiveInt = 8
     """Samples that are generated at once; changes no sample's noise."""
+    pooled: bool = False
+    """Keep the mean of a set's patches in their place: all that retrieval compares, at 1/200 of the disk."""
 
     @model_validator(mode="after")
     def interval_rises(self) -> "SamplingSettings":

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+SHELL = "document.html"
+"""What all documents have: head, policy, and the places of their parts."""
 
-def document(template: str, styles: Sequence[str], scripts: Sequence[str], title: str, data: Any, state: str) -> bytes:
+
+def document(body: str, styles: Sequence[str], scripts: Sequence[str], title: str, data: Any, state: str) -> bytes:
     """A document.
 
     Args:
-        template: file with places for ``{{policy}}``, ``{{state}}``, ``{{title}}``, ``{{style}}``, ``{{script}}`` and
-            ``{{data}}``; like the others named by its path in this package.
+        body: file with the elements that the scripts fill; like the others named by its path in this package.
         styles: CSS files, in this order.
         scripts: JavaScript files, in this order.
         title: plain text.
@@ -30,8 +32,9 @@ def document(template: str, styles: Sequence[str], scripts: Sequence[str], title
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"style-src {source_of(style)}; script-src {source_of(script)}"
     )
-    made = read(template)
+    made = read(SHELL)
     for name, value in (
+        ("body", read(body)),
         ("policy", policy),
         ("state", html.escape(state)),
         ("title", html.escape(title)),
@@ -61,7 +64,7 @@ def read(name: str) -> str:
 
 def version(*names: str) -> str:
     """Digest of files of this package: a document of an older make is made again."""
-    return hashlib.sha256("".join(map(read, ("document.py", *names))).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(map(read, ("document.py", SHELL, *names))).encode()).hexdigest()[:16]
 
 
 def state_of(content: bytes) -> str:

@@ -1,15 +1,26 @@
 """Settings of the evaluation (specification 8)."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
-from gap3d.evaluation.quirks import ALL, QUIRKS
+from gap3d.evaluation.quirks import ALL, QUIRKS, Table, of_table
 from gap3d.section import Section
 
 Model = Literal["pretrained", "finetuned"]
 Weights = Annotated[str, Field(min_length=1)]
+_MEASURED = ("models", "steps", "level", "resamples", "seed")
+SHAPING: Mapping[Table, tuple[str, ...]] = {
+    "alignment": (*_MEASURED, "collections"),
+    "retrieval": (*_MEASURED, "collections", "captions"),
+    "generation": (
+        *(*_MEASURED, "true", "count", "shuffle", "views", "resolution", "samples", "points", "presample"),
+        *("inception", "dinov2", "dinov2_size", "clip", "clip_large", "pointnet"),
+    ),
+}
+"""Which settings shape the numbers of a table, beside its quirks."""
 
 
 class EvaluationSettings(Section):
@@ -39,7 +50,7 @@ class EvaluationSettings(Section):
     presample: PositiveInt | None = 100_000
     """Points from which those are chosen, drawn at random where more are seen; none chooses from all."""
     steps: PositiveInt = 30
-    """Of the sampler, for alignment and retrieval; generation takes sampling.steps."""
+    """Of the sampler, for alignment, retrieval and the retrieved baseline; what is made in 3D takes sampling.steps."""
     inception: Weights = "torchvision"
     """Weights of Inception-v3: torchvision, a file, a hub id, or random-small."""
     dinov2: Weights = "facebook/dinov2-large"
@@ -63,6 +74,10 @@ class EvaluationSettings(Section):
     """Of the bootstrap, of clouds, and of extractors' random weights."""
     automatic: bool = False
     """Whether the metrics are measured by themselves after every training; else started by hand."""
+
+    def shaping(self, table: Table) -> dict[str, Any]:
+        """All of this section that shapes a table's numbers."""
+        return {**self.model_dump(mode="json", include=set(SHAPING[table])), "quirks": of_table(self.quirks, table)}
 
     @field_validator("quirks")
     @classmethod

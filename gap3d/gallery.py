@@ -14,7 +14,7 @@ PICTURE_BYTES = 22_000_000  # pictures on one page, as they are embedded
 BYTES_PER_PIXEL = 0.12  # of an embedded thumbnail: 0.08 in the mean, more where there is much detail
 ROWS_OF_A_REASON = 40
 REASONS_OF_A_STATUS = 60
-TEMPLATE = "gallery.html"
+BODY = "gallery.html"
 STYLES, SCRIPTS = ("elements.css", "gallery.css"), ("elements.js", "gallery.js")
 SCALARS = ("licence", "split", "rank")
 
@@ -114,7 +114,7 @@ def page(
         "failures": failures(faulty),
         "objects": [record(entry, shots) for entry in shown],
     }
-    return document.document(TEMPLATE, STYLES, SCRIPTS, str(head["title"]), data, state)
+    return document.document(BODY, STYLES, SCRIPTS, str(head["title"]), data, state)
 
 
 def failures(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -185,4 +185,4 @@ def shot_record(key: str, row: Mapping[str, Any], shot: Shot) -> dict[str, Any]:
 
 def version() -> str:
     """Digest of the page's own files: a page of an older make is made again."""
-    return document.version("gallery.py", TEMPLATE, *STYLES, *SCRIPTS)
+    return document.version("gallery.py", BODY, *STYLES, *SCRIPTS)

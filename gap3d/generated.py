@@ -6,7 +6,7 @@ from typing import Any
 
 from gap3d import document
 
-TEMPLATE = "generated.html"
+BODY = "generated.html"
 STYLES, SCRIPTS = ("elements.css", "generated.css"), ("elements.js", "generated.js")
 
 
@@ -46,4 +46,4 @@ def page(head: Mapping[str, Any], shown: Sequence[Shown], failed: Sequence[Faile
         failed: the prompts that have none.
     """
     data = {"head": head, "sets": [vars(each) for each in shown], "failed": [vars(each) for each in failed]}
-    return document.document(TEMPLATE, STYLES, SCRIPTS, str(head["title"]), data, "")
+    return document.document(BODY, STYLES, SCRIPTS, str(head["title"]), data, "")

@@ -13,6 +13,11 @@ IMAGE_STAGES = ("images", "targets", "dataset")  # the line of a collection of i
 
 TARGET_ROWS = 8  # of a row group of targets: 22 MB at ViT-L and 518 pixels
 GENERATED_STAGES = ("prompts", "generated")  # of a collection of token sets that an aligner made
+# Of what the evaluation compares: beside renders, or in a collection of their own.
+FEATURE_STAGES = (
+    *("features-inception", "features-dinov2", "features-clip", "features-clip_large"),
+    *("clouds", "features-pointnet"),
+)
 TAR_STAGES = ("image_text", "coco")  # beside the line: image-text pairs, unsharded
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gap3d.aligner_settings import AlignerSettings, FinetuningSettings, SamplingSettings, TrainingSettings
+from gap3d.evaluation.quirks import Table
 from gap3d.evaluation_settings import EvaluationSettings
 from gap3d.image_settings import CocoSettings, ImageSettings, ImageTextSettings
 from gap3d.section import Section
@@ -374,3 +375,9 @@ class Settings(BaseSettings):
     def pictures(self) -> Literal["images", "renders"]:
         """The stage whose pictures are encoded."""
         return "renders" if self.images.kind == "none" else "images"
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The tables of the evaluation: generation has true objects, which a collection of images has not."""
+        with_objects = self.pictures == "renders" or bool(self.evaluation.true)
+        return ("alignment", "retrieval", "generation") if with_objects else ("alignment", "retrieval")

@@ -125,7 +125,7 @@ def of_places(
         ValueError: they do not fit together.
     """
     named = settings.store / str(true)
-    place = named if not Path(true).exists() and (named / "collection.json").is_file() else Path(true)
+    place = named if (named / "collection.json").is_file() else Path(true)
     with open_tokens(predicted) as ours, open_tokens(place) as theirs:
         if theirs.description["source"] == "dataset":
             collection = place if (place / "collection.json").is_file() else place.parent

@@ -18,6 +18,7 @@ from gap3d.records import Outcome, SystemicFault
 from gap3d.schemas import CATALOG, DOWNLOADS, StageSchema
 from gap3d.settings import Settings, ViewSettings
 from gap3d.store import Store, free_bytes
+from gap3d.takedown import RECORD
 from pipelines import catalog, downloads, rendering
 from pipelines.command import open_store, resolved, stage_main
 from pipelines.job import require_complete
@@ -110,6 +111,8 @@ def run(settings: Settings, shards: Sequence[str] = (), *, true: bool = True) ->
         for stage, schema in COPIED
         for shard in wanted
     ]
+    if (denied := parent.folder / RECORD).exists():  # so that a takedown knows whose bytes go here too
+        write_atomically(store.folder / RECORD, denied.read_bytes())
     require_room(store, own)
     report = merge([Report(shards=tuple(copied)), rendering.run(own, wanted)])
     write_atomically(store.folder / "settings.json", resolved(own).model_dump_json(indent=1).encode())
@@ -137,9 +140,15 @@ def copy(
     settings: Settings,
     chosen: set[str] | None,
 ) -> ShardReport:
-    """Take a stage's rows of the chosen objects over from the parent as they are; None takes all."""
+    """Take a stage's rows of the chosen objects over from the parent as they are; None takes all.
+
+    Objects that were taken before stay while the parent has them: their renders are dear, and a smaller count may be
+    a glance.
+    """
     held = require_complete(parent, stage, shard, stage)
-    keys = set(held.rows) if chosen is None else set(held.rows) & chosen
+    keys = set(held.rows)
+    if chosen is not None:
+        keys &= chosen | set(store.manifest(stage, shard).rows)
     data = parent.read(held, keys=keys)
     # One commit a shard: its rows are there already.
     compute = settings.compute.model_copy(update={"flush_rows": 1 << 30, "flush_s": 1e9})

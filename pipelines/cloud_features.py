@@ -28,7 +28,7 @@ from gap3d.schemas import CLOUD_FEATURES
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines import clouds, pictured
-from pipelines.command import parse, parser
+from pipelines.command import open_store, parse, parser
 from pipelines.featurizer import cuda_here
 from pipelines.job import Item, Job, Row, passed_on, require_complete
 from pipelines.job import run as run_job
@@ -194,7 +194,8 @@ def run(
     made = clouds.run(settings, found, keys, true=real)
     if order is None:
         section = settings.evaluation
-        order = objects_of(found.store, section.count, section.shuffle) if real else []
+        whole = open_store(settings) if real and source is None and not section.true else found.store
+        order = objects_of(whole, section.count, section.shuffle) if real else []
     return merge([made, run_job(make_job(settings, found, order), found.store, settings, keys)])
 
 

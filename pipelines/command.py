@@ -20,7 +20,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from gap3d.lease import LeaseHeld
 from gap3d.records import SystemicFault
-from gap3d.schemas import GENERATED_STAGES, TAR_STAGES
+from gap3d.schemas import FEATURE_STAGES, GENERATED_STAGES, TAR_STAGES
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines.job import NotReady
@@ -202,9 +202,10 @@ def require_catalog(store: Store, *, or_without: bool = False) -> None:
 
     Args:
         store: the collection.
-        or_without: a collection of image-text tars, or of token sets that were generated, needs neither.
+        or_without: a collection of image-text tars, of token sets that were generated, or of features needs neither.
     """
-    if or_without and any((store.folder / stage).exists() for stage in (*TAR_STAGES, GENERATED_STAGES[0])):
+    enough = (*TAR_STAGES, GENERATED_STAGES[0], *FEATURE_STAGES)
+    if or_without and any((store.folder / stage).exists() for stage in enough):
         return
     firsts = ("catalog", "images")
     if not any(all(store.manifest(stage, shard).complete for shard in store.shards) for stage in firsts):

@@ -32,7 +32,7 @@ from gap3d.store import Store
 from gap3d.training.run import FOLDER, RESULT, Stage, read_result
 from pipelines import prompts
 from pipelines.command import parse, parser, say, sentences, stop
-from pipelines.generator import STAGE, Generator, Wish, digest_of
+from pipelines.generator import STAGE, Generator, Wish, digest_of, pooled_layout
 from pipelines.job import Item, Job, NotReady, Row, passed_on, require_complete
 from pipelines.job import run as run_job
 from pipelines.report import Report, merge
@@ -117,8 +117,8 @@ def trained_in(store: Path, collection: str, stages: Sequence[Stage] = ("finetun
 
 def make_job(settings: Settings, store: Store, checkpoint: Checkpoint) -> Job:
     """What this stage computes, over any shards."""
-    section, sampling = settings.targets, settings.sampling.model_dump(mode="json", exclude={"batch_size"})
-    layout = checkpoint.layout
+    section, sampling = settings.targets, sampling_of(settings)
+    layout = stored_layout(settings, checkpoint)
     common = {
         "checkpoint": checkpoint.digest,
         "vlm": checkpoint.conditions,
@@ -127,6 +127,7 @@ def make_job(settings: Settings, store: Store, checkpoint: Checkpoint) -> Job:
         "compression": section.compression,
         "code": fingerprints.code_version(STAGE),
         "engine": f"transformers {importlib.metadata.version('transformers')}",
+        **({"pooled": "mean of the patches"} if settings.sampling.pooled else {}),
     }
     schema = schemas.generated(layout.registers, layout.patches, layout.width, section.store_dtype, section.compression)
     batches: dict[str, list[list[Wish]]] = {}
@@ -184,14 +185,27 @@ def make_job(settings: Settings, store: Store, checkpoint: Checkpoint) -> Job:
 
 def metadata(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
     """What every part says about its token sets."""
-    tokens = checkpoint.layout.describe(settings.targets.store_dtype)
+    tokens = stored_layout(settings, checkpoint).describe(settings.targets.store_dtype)
+    tokens["normalisation"] = "none: as the sampler left them"
+    if settings.sampling.pooled:
+        tokens["pooled"] = f"patches are one token, the mean of a grid of {checkpoint.said['layout']['grid']}"
     return {
-        "tokens": {**tokens, "normalisation": "none: as the sampler left them"},
+        "tokens": tokens,
         "checkpoint": checkpoint.digest,
         "label": checkpoint.label,
         "aligner": checkpoint.said,
-        "sampling": settings.sampling.model_dump(mode="json", exclude={"batch_size"}),
+        "sampling": sampling_of(settings),
     }
+
+
+def sampling_of(settings: Settings) -> dict[str, Any]:
+    """What shapes the numbers of a set, whatever is kept of it."""
+    return settings.sampling.model_dump(mode="json", exclude={"batch_size", "pooled"})
+
+
+def stored_layout(settings: Settings, checkpoint: Checkpoint) -> TokenLayout:
+    """Of what is kept of a set."""
+    return pooled_layout(checkpoint.layout) if settings.sampling.pooled else checkpoint.layout
 
 
 def run(settings: Settings, store: Store, checkpoint: Checkpoint, shards: Sequence[str] = ()) -> Report:

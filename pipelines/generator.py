@@ -4,7 +4,7 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from gap3d.aligner.model import load_aligner
 from gap3d.features.decoding import decode_image
 from gap3d.features.images import without_alpha
-from gap3d.features.tokens import columns_of
+from gap3d.features.tokens import TokenLayout, columns_of
 from gap3d.parts import read_rows
 from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.settings import Settings
@@ -126,7 +126,10 @@ class Generator:
         try:
             if not torch.isfinite(tokens[0]).all():
                 raise ValueError("the CLS token is not finite")
-            columns = columns_of(tokens, self.aligner.layout, self.settings.targets.store_dtype)
+            stored, layout = tokens, self.aligner.layout
+            if self.settings.sampling.pooled:
+                stored, layout = pooled(tokens, layout), pooled_layout(layout)
+            columns = columns_of(stored, layout, self.settings.targets.store_dtype)
         except ValueError as error:  # numbers of this prompt alone
             return Outcome(stage=STAGE, key=wish.key, status=Status.INTERNAL_ERROR, reason=str(error), seconds=seconds)
         data: dict[str, Any] = {
@@ -151,6 +154,17 @@ class Generator:
 
     def close(self) -> None:
         """Nothing is held but memory."""
+
+
+def pooled_layout(layout: TokenLayout) -> TokenLayout:
+    """Of sets with one token for all their patches."""
+    return replace(layout, grid=(1, 1))
+
+
+def pooled(tokens: Tensor, layout: TokenLayout) -> Tensor:
+    """Tokens [T, C] with the mean of the patches in their place, float32 [1 + R + 1, C]."""
+    cls, registers, patches = layout.split(tokens[None].float())
+    return pooled_layout(layout).join(cls, registers, patches.mean(1, keepdim=True))[0]
 
 
 def digest_of(checkpoint: Path) -> str:

@@ -77,7 +77,8 @@ def predictions(
     own = settings.model_copy(
         update={"sampling": settings.sampling.model_copy(update={"steps": settings.evaluation.steps})}
     )
-    store, own = prompts.collection_of(own, name_of(collection, which, checkpoint), len(queries))
+    name = name_of(collection, which, checkpoint) + ("-pooled" if own.sampling.pooled else "")
+    store, own = prompts.collection_of(own, name, len(queries))
     prompts.run(own, store, prompts_of(queries))
     write_atomically(store.folder / "settings.json", resolved(own).model_dump_json(indent=1).encode())
     require_room(store, own, checkpoint)
@@ -150,7 +151,7 @@ def require_room(store: Store, settings: Settings, checkpoint: Checkpoint) -> No
         known = {row.key: held.rows.get(row.key) for row in job.rows(shard) if row.decided is None}
         wanted = {row.key: row.inputs for row in job.rows(shard)}
         due += sum(row is None or bool(row.needs(wanted[key], settings.limits)) for key, row in known.items())
-    needed = due * bytes_of(checkpoint.layout, settings.targets.store_dtype)
+    needed = due * bytes_of(generate.stored_layout(settings, checkpoint), settings.targets.store_dtype)
     free = free_bytes(store.folder) - RESERVE
     if needed > free:
         raise SystemicFault(

@@ -9,7 +9,7 @@ import argparse
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -81,34 +81,51 @@ def require_condition(store: Store) -> dict[str, Any]:
             with TargetPart(store.shard("generated", shard) / part) as opened:
                 said = opened.metadata
             shapes = [said["tokens"][name]["shape"] for name in ("cls", "registers", "patches")]
-            wanted = [[WIDTH], [REGISTERS, WIDTH], [PATCHES, WIDTH]]
-            if shapes != wanted:
-                count = 1 + shapes[1][0] + shapes[2][0]
-                raise ValueError(
-                    f"the token sets of {store.collection} are [{count}, {shapes[0][0]}], and TRELLIS is conditioned "
-                    f"on [{1 + REGISTERS + PATCHES}, {WIDTH}]: generate with an aligner that was trained on targets of "
-                    "facebook/dinov2-with-registers-large at 518 pixels"
-                )
+            (width,), (registers, _), (patches, _) = shapes
+            require_layout(registers, patches, width, f"the token sets of {store.collection} are")
             return said
     return {}
 
 
+def require_layout(registers: int, patches: int, width: int, whose: str) -> None:
+    """Raises ValueError for tokens that TRELLIS is not conditioned on; ``whose`` begins the sentence."""
+    if (registers, patches, width) != (REGISTERS, PATCHES, WIDTH):
+        raise ValueError(
+            f"{whose} [{1 + registers + patches}, {width}], and TRELLIS is conditioned "
+            f"on [{1 + REGISTERS + PATCHES}, {WIDTH}]: generate with an aligner that was trained on targets of "
+            "facebook/dinov2-with-registers-large at 518 pixels"
+        )
+
+
 def renders_of(settings: Settings, collection: str) -> dict[str, list[Place]]:
-    """The first good renders of every object of a collection, by object_id.
+    """The good renders of every object of a collection that the image baseline may see, by object_id.
+
+    They are the four of the protocol by their yaw, where an object has them among others; else its first ones.
 
     Raises:
         NotReady: it has none.
     """
     store = existing(settings, collection)
-    found: dict[str, dict[str, Place]] = {}
+    found: dict[str, dict[str, tuple[float | None, Place]]] = {}
     for shard in store.shards:
-        for key, row in store.manifest("renders", shard).rows.items():
+        held = store.manifest("renders", shard)
+        yaws = store.read(held, ["yaw"])
+        for key, row in held.rows.items():
             if row.status is Status.OK and row.part is not None:
                 place = Place(store.shard("renders", shard) / row.part, row.part_row or 0, row.digest)
-                found.setdefault(key.partition("/")[0], {})[key] = place
+                found.setdefault(key.partition("/")[0], {})[key] = yaws[key]["yaw"], place
     if not found:
         raise NotReady(f"collection {collection} in {settings.store} has no renders")
-    return {name: [views[key] for key in sorted(views)][:CANDIDATES] for name, views in found.items()}
+    return {name: candidates([views[key] for key in sorted(views)]) for name, views in found.items()}
+
+
+def candidates(views: Sequence[tuple[float | None, Place]]) -> list[Place]:
+    """Of an object's renders, with their yaws in degrees, those that the image baseline may see."""
+    by_yaw = {round(yaw, 3): place for yaw, place in reversed(views) if yaw is not None}
+    wanted = [camera.yaw for camera in PROTOCOLS[CANDIDATES].cameras]
+    if all(yaw in by_yaw for yaw in wanted):
+        return [by_yaw[yaw] for yaw in wanted]
+    return [place for _, place in views][:CANDIDATES]
 
 
 @dataclass(frozen=True)

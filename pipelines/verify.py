@@ -6,7 +6,7 @@ Says what to remove where a part is damaged; tells rows by stage, and mean, vari
 import shlex
 
 from gap3d.audit import audit
-from gap3d.schemas import GENERATED_STAGES, STAGES, TAR_STAGES
+from gap3d.schemas import FEATURE_STAGES, GENERATED_STAGES, STAGES, TAR_STAGES
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines import coco, image_text, images
@@ -35,7 +35,7 @@ def main() -> None:
         store = open_store(settings)
         require_catalog(store, or_without=True)
         parts, damaged = 0, []
-        for stage in (*STAGES, images.STAGE, *GENERATED_STAGES, *TAR_STAGES):
+        for stage in (*STAGES, images.STAGE, *GENERATED_STAGES, *FEATURE_STAGES, *TAR_STAGES):
             for shard in [ALL] if stage in ("dataset", *TAR_STAGES) else store.shards:
                 try:
                     held = store.committed(stage, shard)

@@ -2,14 +2,12 @@
 
 import contextlib
 import os
-import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
 import psutil
 
-from gap3d.records import SystemicFault
+from gap3d.piped import Piped
 from render.channel import Channel
 from render.sandbox import Cell
 from render.scratch import Scratch
@@ -17,7 +15,6 @@ from render.scratch import Scratch
 FAMILY_SECONDS = 1.0
 """Looking for a child's children reads all of /proc: less often than its own memory."""
 SCRATCH_SECONDS = 1.0
-LOG_BYTES = 2048
 
 
 class Child:
@@ -33,29 +30,11 @@ class Child:
     """
 
     def __init__(self, program: Sequence[str], environment: Mapping[str, str], scratch: Scratch, cell: Cell) -> None:
-        requests, answers = os.pipe(), os.pipe()
-        self._log = tempfile.TemporaryFile(dir=scratch.path)  # noqa: SIM115 - closed by kill()
-        try:
-            self._process = subprocess.Popen(
-                [*program, str(requests[0]), str(answers[1]), str(os.getpid()), cell.encode()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                env=dict(environment),
-                cwd=scratch.box,
-                pass_fds=(requests[0], answers[1]),
-                start_new_session=True,
-            )
-        except OSError as error:
-            os.close(requests[1])
-            os.close(answers[0])
-            self._log.close()
-            raise SystemicFault(f"cannot start {program[0]}: {error.strerror}") from error
-        finally:
-            os.close(requests[0])
-            os.close(answers[1])
-        self.pid = self._process.pid
-        self.channel = Channel(requests[1], answers[0])
+        self._piped = Piped(
+            program, [str(os.getpid()), cell.encode()], environment, folder=scratch.box, log_folder=scratch.path
+        )
+        self.pid = self._piped.process.pid
+        self.channel = Channel(self._piped.requests, self._piped.answers)
         self._family: list[psutil.Process] = []
         self._family_read = 0.0
         self._scratch = scratch
@@ -77,19 +56,17 @@ class Child:
     def scratch_bytes(self) -> int:
         """What it wrote: its scratch and its log, as of at most SCRATCH_SECONDS ago."""
         if time.monotonic() - self._written_read > SCRATCH_SECONDS:
-            self._written = self._scratch.bytes() + os.fstat(self._log.fileno()).st_blocks * 512
+            self._written = self._scratch.bytes() + self._piped.log_bytes()
             self._written_read = time.monotonic()
         return self._written
 
     def clear_log(self) -> None:
         """Begin the log anew."""
-        os.ftruncate(self._log.fileno(), 0)
-        os.lseek(self._log.fileno(), 0, os.SEEK_SET)  # else the child goes on where it was, after a hole of zeros
+        self._piped.clear_log()
 
     def log_tail(self) -> str:
-        """The last LOG_BYTES of what it printed."""
-        size = os.fstat(self._log.fileno()).st_size
-        return os.pread(self._log.fileno(), LOG_BYTES, max(0, size - LOG_BYTES)).decode("utf-8", "replace")
+        """The end of what it printed."""
+        return self._piped.log_tail()
 
     def kill(self, grace: float = 0.0) -> tuple[int, str]:
         """End it and its descendants, after ``grace`` seconds to end by itself: exit code (-signal) and log tail."""
@@ -104,10 +81,10 @@ class Child:
         for descendant in self._family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 descendant.kill()
-        code = self._process.wait()
+        code = self._piped.process.wait()
         self.channel.close()
         tail = self.log_tail()
-        self._log.close()
+        self._piped.close_log()
         return code, tail
 
     def _has_ended(self) -> bool:

@@ -94,5 +94,5 @@ def settings_of(root, **values):
         "presample": 4000,
         **values.pop("evaluation", {}),
     }
-    compute = {"workers": 0, "encoder_threads": 1}
+    compute = {"workers": 0, "encoder_threads": 1, **values.pop("compute", {})}
     return small(root, root, catalog={"shards": 1}, evaluation=evaluation, compute=compute, **values)

@@ -17,7 +17,7 @@ def overlap(spans: list[tuple[float, float]]) -> int:
 
 
 @pytest.mark.slow
-def test_all_shards_are_backfilled_by_the_readmes_command_several_runs_at_once_one_step_of_a_pool(tmp_path):
+def test_all_shards_are_backfilled_by_the_documented_command_several_runs_at_once_one_step_of_a_pool(tmp_path):
     write_toys(tmp_path / "objects")
     settings = environment(tmp_path / "store", tmp_path / "objects")
     program(settings, "line")
@@ -28,7 +28,8 @@ def test_all_shards_are_backfilled_by_the_readmes_command_several_runs_at_once_o
         assert f"{name}: {before}" in text
         text = text.replace(f"{name}: {before}", f"{name}: {after}")
     limits.write_text(text)
-    (command,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "dagster job backfill" in line]
+    text = (ROOT / "docs" / "automation.md").read_text()
+    (command,) = [line for line in text.splitlines() if "dagster job backfill" in line]
     with site:
         assert site.wait(site.launch("catalog")) == "SUCCESS"
         subprocess.run(

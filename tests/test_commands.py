@@ -37,6 +37,7 @@ STAGES = [
     "image_text",
     "coco",
     "smoke_online",
+    "evaluate",
 ]
 
 

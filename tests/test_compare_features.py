@@ -1,5 +1,7 @@
 """compare_features against a plain computation, and against itself."""
 
+import shutil
+
 import numpy as np
 import pytest
 from folders import run_line, small, write_box
@@ -17,13 +19,17 @@ def stores(tmp_path_factory):
     for index in range(3):
         write_box(root / "objects" / f"{index}.obj", 1.0 + index)
     made = {}
+    coarse = {"renders": {"samples": 1, "denoise": False}}
+    fine = {"renders": {"samples": 64, "denoise": False}}
     for name, values in {
-        "coarse": {"renders": {"samples": 1, "denoise": False}},
-        "fine": {"renders": {"samples": 64, "denoise": False}},
-        "larger": {"targets": {"image_size": 70}},
-        "spread": {"renders": {"samples": 64, "denoise": False}, "catalog": {"shards": 4}},
+        "coarse": coarse,
+        "fine": fine,
+        "larger": {**coarse, "targets": {"image_size": 70}},
+        "spread": {**fine, "catalog": {"shards": 4}},
     }.items():
         settings = small(root / "store", root / "objects", collection=name, **values)
+        if name == "larger":  # of the same renders
+            shutil.copytree(root / "store" / "coarse", root / "store" / name)
         run_line(settings)
         made[name] = open_store(settings)
     return made

@@ -34,6 +34,7 @@ from pipelines.report import Report
 STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")
 SHARDED = ("downloads", "views", "renders", "targets")
 ALIGNERS = ("pretrained_aligner", "finetuned_aligner")
+EVALUATION = ("alignment_metrics", "retrieval_metrics", "generation_metrics", "evaluation_report")
 
 
 def open_place(root, monkeypatch, instance):
@@ -106,10 +107,11 @@ def check(place, stage, name="parts_intact"):
 
 def test_every_asset_says_what_it_is_who_owns_it_and_where_it_belongs(fresh):
     graph = fresh.defs.resolve_asset_graph()
-    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {*STAGES, *ALIGNERS, "shard_manifest"}
+    wanted = {*STAGES, *ALIGNERS, *EVALUATION, "shard_manifest"}
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == wanted
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
-        assert node.group_name in {"objects", "images", "features", "model"}, key
+        assert node.group_name in {"objects", "images", "features", "model", "evaluation"}, key
         assert node.kinds, key
         assert node.description and len(node.description) > 40, key
         assert node.owners, key

@@ -14,7 +14,8 @@ from ticks import Automation, every
 from gap3d import fingerprints
 from pipelines.command import load_settings
 
-ASSETS = {"images", "targets", "dataset", "pretrained_aligner", "finetuned_aligner"}
+EVALUATION = ("alignment_metrics", "retrieval_metrics", "evaluation_report")  # there are no objects to compare
+ASSETS = {"images", "targets", "dataset", "pretrained_aligner", "finetuned_aligner", *EVALUATION}
 SHARDS = ("0", "1", "2", "3")
 
 

@@ -24,14 +24,20 @@ def reference(unkilled):
     return unkilled.run
 
 
+def copy(reference, run, *without):
+    """What the reference made, less these stages, where a run looks for it."""
+    shutil.copytree(reference.store, run.store, ignore=shutil.ignore_patterns(*without))
+
+
 @pytest.fixture
 def run(tmp_path, reference, ray_folder):
-    """The line over the reference's objects with two Ray actors a stage."""
+    """The line over the reference's objects with two Ray actors a stage that has something to compute."""
     compute = {"compute": {"flush_rows": 1, "batch_size": 1, "workers": 2, "encoder_threads": 1}}
     return replace(new_run(tmp_path, reference.source, **compute), environment={"RAY_TMPDIR": ray_folder})
 
 
 def test_a_killed_actor_and_a_killed_blender_cost_a_second_try_each(nursery, reference, run, tmp_path):
+    copy(reference, run, "views", "renders")
     doomed = replace(run, setup="doomed:doom", argument=str(tmp_path))
     assert nursery.run(doomed) == 0, Path(run.log).read_text()
     assert (tmp_path / "actor").exists()
@@ -44,7 +50,8 @@ def test_a_killed_actor_and_a_killed_blender_cost_a_second_try_each(nursery, ref
 
 
 def test_a_driver_killed_under_ray_leaves_no_process_and_the_next_run_goes_on(nursery, reference, run, ray_folder):
-    point = Point("pipelines.job:take", "after", call=9)
+    copy(reference, run, "views", "renders", "targets", "dataset")
+    point = Point("pipelines.job:take", "after", call=4)
     assert nursery.run(replace(run, point=asdict(point))) == -signal.SIGKILL, Path(run.log).read_text()
     assert struck(point) in Path(run.log).read_text()
     assert not orphans(run, 10)
@@ -60,9 +67,10 @@ def test_a_driver_killed_under_ray_leaves_no_process_and_the_next_run_goes_on(nu
     assert leftovers(run) == []
 
 
+@pytest.mark.slow
 def test_a_killed_dagster_run_goes_on_where_it_was(nursery, reference, tmp_path):
     run = new_run(tmp_path, reference.source)
-    shutil.copytree(reference.store, run.store, ignore=shutil.ignore_patterns("views", "renders", "targets", "dataset"))
+    copy(reference, run, "views", "renders", "targets", "dataset")
     (tmp_path / "home").mkdir()
     (tmp_path / "scratch").mkdir()
     shutil.copy(ROOT / "dagster.yaml", tmp_path / "home")

@@ -10,6 +10,8 @@ from folders import small, write_box, write_objects
 from gap3d.evaluation.objects import objects_of
 from gap3d.evaluation.views import AROUND, views_of, whole
 from gap3d.records import SystemicFault
+from gap3d.schemas import CATALOG
+from gap3d.takedown import RECORD
 from pipelines import around, catalog, clouds, pictured
 from pipelines.command import open_store
 
@@ -49,8 +51,13 @@ def test_its_rows_are_those_of_its_own_collection_and_nothing_is_made_twice(rend
         theirs = {key: row.digest for shard in parent.shards for key, row in parent.manifest(stage, shard).rows.items()}
         ours = {key: row.digest for shard in store.shards for key, row in store.manifest(stage, shard).rows.items()}
         assert ours and set(ours.items()) <= set(theirs.items())
+    (parent.folder / RECORD).write_text("[]")
     again = around.run(settings)
+    assert (store.folder / RECORD).read_text() == "[]"
     assert again.count("computed") == again.count("decided") == 0
+    for shard in parent.shards:  # a smaller count, or another shuffle, forgets no renders
+        around.copy(parent, store, "catalog", shard, CATALOG, around.settings_of(settings), set())
+    assert around.run(settings).count("decided") == 0
 
 
 def test_a_disk_that_cannot_hold_the_pictures_refuses_them(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from balls import WEIGHTS, balls, commit, picture_of, settings_of
+from balls import balls, commit, picture_of, settings_of
 from generated_sets import collection, settings_at
 from killed import Point, Run
 from PIL import Image
@@ -19,14 +19,13 @@ from gap3d.evaluation.features import Features
 from gap3d.evaluation.objects import objects_of
 from gap3d.evaluation.pictured import contents
 from gap3d.evaluation.views import AROUND, Rendered, numbers_of
-from gap3d.evaluation_settings import EvaluationSettings
 from gap3d.exports import folders
 from gap3d.features.decoding import decode_image
 from gap3d.records import Status, SystemicFault
 from gap3d.settings import Limits
 from gap3d.trellis.process import Installation
 from gap3d.trellis.turntable import PROTOCOLS
-from pipelines import cloud_features, picture_features, pictured, trellis
+from pipelines import cloud_features, job, picture_features, pictured, trellis
 from pipelines.job import NotReady
 from pipelines.shaper import Wanted
 
@@ -62,16 +61,6 @@ def test_a_row_is_what_the_extractor_gives_of_the_picture(measured, name):
     about = Features(store, name).about
     assert about["extractor"] == extractor.description == identity(name, settings.evaluation)
     assert about["extractor"]["label"].startswith("UNTRAINED") and about["views"] == VIEWS[name]
-
-
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_random_weights_follow_their_seed_alone(name):
-    hashes = []
-    for state, seed in ((0, 3), (1, 3), (1, 4)):
-        torch.manual_seed(state)
-        settings = EvaluationSettings(**{name: "random-small", "seed": seed, "dinov2_size": 28})
-        hashes.append(load(name, settings).weights_hash)
-    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_rows_say_whose_they_are_and_from_which_side(measured):
@@ -201,6 +190,29 @@ def test_objects_of_trellis_are_seen_in_their_own_pictures(tmp_path):
     assert off_the_sphere(clouds_of(source.store)[key]) < 5e-3  # its sphere, stored at 64 pixels
 
 
+def test_an_interrupted_run_computes_only_what_was_not_committed(tmp_path, monkeypatch):
+    store = commit(tmp_path, balls(["a", "b"]))
+    settings = settings_of(tmp_path, compute={"flush_rows": 1, "batch_size": 1})
+    taken, take = [], job.take
+    with monkeypatch.context() as patched:
+
+        def interrupted(*given):
+            take(*given)
+            taken.append(given)
+            if len(taken) == 11:
+                raise KeyboardInterrupt
+
+        patched.setattr(job, "take", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            picture_features.run(settings, names=["dinov2", "clip"])
+    report = picture_features.run(settings, names=["dinov2", "clip"])
+    assert [report.count("computed", f"features-{name}") for name in ("dinov2", "clip")] == [0, 16 - (11 - 8)]
+    whole = commit(tmp_path / "whole", balls(["a", "b"]))
+    picture_features.run(settings_of(tmp_path / "whole"), names=["clip"])
+    assert store.manifest("features-clip", "0").digest == whole.manifest("features-clip", "0").digest
+
+
+@pytest.mark.slow  # two programs
 def test_a_killed_run_computes_only_what_was_not_committed(tmp_path, nursery):
     store = commit(tmp_path, balls(["a", "b"]))
     flags = ["--store", str(tmp_path), "--of", "balls-around", "--features", "clip,dinov2"]
@@ -214,10 +226,7 @@ def test_a_killed_run_computes_only_what_was_not_committed(tmp_path, nursery):
     said = log.read_text()
     assert "8 rows: 8 ok; computed 0" in said and "16 rows: 16 ok; computed 13" in said
     assert "clip: UNTRAINED random weights" in said
-    whole = commit(tmp_path / "whole", balls(["a", "b"]))
-    settings = settings_of(tmp_path / "whole")
-    picture_features.run(settings, source=Rendered(whole), names=["clip"])
-    assert store.manifest("features-clip", "0").digest == whole.manifest("features-clip", "0").digest
+    assert store.manifest("features-clip", "0").complete
 
 
 @pytest.mark.slow  # Ray, and three workers that import all there is

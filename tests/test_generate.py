@@ -28,6 +28,7 @@ from pipelines import generate, prompts
 from pipelines.generate import Checkpoint
 from pipelines.generator import Wish
 from pipelines.job import NotReady
+from pipelines.sets_page import write_page
 
 LAYOUT = TokenLayout(registers=2, grid=(3, 5), width=8)
 SAMPLING = SamplingSettings(steps=3, batch_size=2)
@@ -161,6 +162,21 @@ def test_only_what_changed_is_made_again(tmp_path, checkpoint, whole):
     ours, own = prompts.collection_of(settings_at(tmp_path), "other", len(TEXTS))
     prompts.run(own, ours, [*of_texts(TEXTS[1:], suffix="on black."), *of_texts(TEXTS[:1])])
     assert due(settings, checkpoint, ours) == {f"{text} on black.": "changed: text" for text in TEXTS[1:]}
+
+
+def test_pooled_sets_are_the_means_of_whole_ones_and_rows_of_their_own(tmp_path, checkpoint, whole):
+    settings = settings_at(tmp_path, sampling=SAMPLING.model_copy(update={"pooled": True}))
+    store, report = run(settings, checkpoint, of_texts(TEXTS))
+    assert report.by_status("generated") == {"ok": len(TEXTS)}
+    made = sets(store)
+    for key, tokens in sets(whole[0]).items():
+        cls_and_registers, patches = tokens.split([3, 15])
+        assert torch.equal(made[key][:3], cls_and_registers)
+        torch.testing.assert_close(made[key][3:].float(), patches.float().mean(0, keepdim=True), atol=2e-3, rtol=0)
+    rows = generate.make_job(settings, whole[0], checkpoint).rows("0")
+    held = whole[0].manifest("generated", "0").rows
+    assert {held[row.key].needs(row.inputs, settings.limits) for row in rows} == {"changed: pooled"}
+    assert write_page(store, settings, checkpoint.label).exists()
 
 
 @pytest.mark.slow

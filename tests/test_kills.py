@@ -92,6 +92,19 @@ POINTS = {
     "dataset: part named, not in the manifest": ("targets", Point(PART, "after", "/dataset/")),
     "dataset: new manifest written, old one in place": ("targets", Point(RENAME, "before", "dataset/.*manifest", 2)),
 }
+LATER = {
+    "catalog: leases held, nothing written",
+    "catalog: part named, not in the manifest",
+    "catalog: one shard complete, the next not",
+    "views: object unpacked",
+    "views: Blender starting",
+    "views: view chosen, nothing rendered",
+    "renders: part named, not in the manifest",
+    "targets: before the encoder",
+    "targets: part written, not named",
+    "dataset: part named, not in the manifest",
+}
+"""The slow tests have these: for each, another stage is killed at such a point, or this one at a point beside it."""
 GC_POINTS = {
     "compacted part named, not in the manifest": Point(PART, "after", call=2),
     "manifest with the compacted part written, old one in place": Point(RENAME, "before", "manifest", 2),
@@ -101,7 +114,10 @@ GC_POINTS = {
 }
 
 
-@pytest.mark.parametrize(("last", "point"), POINTS.values(), ids=POINTS)
+@pytest.mark.parametrize(
+    ("last", "point"),
+    [pytest.param(*of, id=name, marks=[pytest.mark.slow] * (name in LATER)) for name, of in POINTS.items()],
+)
 def test_a_killed_run_loses_what_was_in_flight_and_nothing_else(nursery, reference, place, last, point):
     run = replace(place(last, later=point.call > 1), point=asdict(point))
     assert nursery.run(run) == -signal.SIGKILL, Path(run.log).read_text()
@@ -235,9 +251,15 @@ def test_a_second_run_that_waits_finds_nothing_left_to_compute(nursery, referenc
     "point",
     [
         pytest.param(Point(SYNC, "before", r"targets/\w/\.part", 2, signal.SIGINT), id="while a part is published"),
-        pytest.param(Point(PART, "after", "/targets/", 2, signal.SIGINT), id="between a part and its manifest"),
         pytest.param(
-            Point(RENAME, "before", "targets/.*manifest", 2, signal.SIGINT), id="while a manifest is replaced"
+            Point(PART, "after", "/targets/", 2, signal.SIGINT),
+            id="between a part and its manifest",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            Point(RENAME, "before", "targets/.*manifest", 2, signal.SIGINT),
+            id="while a manifest is replaced",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             Point("gap3d.parts:PartWriter.add", "after", "/targets/", 2, signal.SIGINT), id="while a row is added"

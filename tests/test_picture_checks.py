@@ -33,29 +33,40 @@ def evaluations(defs, instance, shard=None):
     return {each.check_name.removeprefix("quality_"): each for each in result.get_asset_check_evaluations()}
 
 
-@pytest.mark.parametrize("action", ["flag", "drop"])
-def test_each_gate_is_a_check_that_counts_and_names_the_pictures(tmp_path, monkeypatch, action):
-    write_objects(tmp_path / "objects")
-    settings = environment(
-        tmp_path / "store",
-        tmp_path / "objects",
-        QUALITY__MISSING_TEXTURES=action,
-        VIEWS__PROTOCOL="fixed",
-        CATALOG__SHARDS="1",
-    )
-    defs = load(monkeypatch, settings)
+def settings_of(root, action):
+    """Four pictures of each object, in one shard."""
+    values = {"QUALITY__MISSING_TEXTURES": action, "VIEWS__PROTOCOL": "fixed", "CATALOG__SHARDS": "1"}
+    return environment(root / "store", root / "objects", **values)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What the checks say where the gate flags, and afterwards where it drops."""
+    root = tmp_path_factory.mktemp("gates")
+    write_objects(root / "objects")
+    said = {}
     with dg.DagsterInstance.ephemeral() as instance:
-        assert materialize(defs, instance, "catalog").success
-        assert materialize(defs, instance, "downloads", "views", "renders", shard="0").success
-        found = evaluations(defs, instance)
-    assert set(found) == {*GATES, "right_size"}
-    failed = {name for name, each in found.items() if not each.passed} - {"cut_off"}  # what fills its cube is cut
+        for action in ("flag", "drop"):
+            with pytest.MonkeyPatch.context() as patch:
+                defs = load(patch, settings_of(root, action))
+                if action == "flag":
+                    assert materialize(defs, instance, "catalog").success
+                assert materialize(defs, instance, "downloads", "views", "renders", shard="0").success
+                said[action] = evaluations(defs, instance)
+    return said
+
+
+@pytest.mark.parametrize("action", ["flag", "drop"])
+def test_each_gate_is_a_check_that_counts_and_names_the_pictures(found, action):
+    said = found[action]
+    assert set(said) == {*GATES, "right_size"}
+    failed = {name for name, each in said.items() if not each.passed} - {"cut_off"}  # what fills its cube is cut
     assert failed == {"missing_textures"}
-    check = found["missing_textures"]
+    check = said["missing_textures"]
     named = {f"{object_id_of('folder', 'c.obj')}/{number:03d}" for number in range(4)}
     assert set(check.metadata["keys"].value.split(", ")) == named
     assert check.metadata["flagged"].value == 4
     assert check.metadata["action"].value == action
     assert check.severity is dg.AssetCheckSeverity.WARN
-    assert found["right_size"].severity is dg.AssetCheckSeverity.ERROR
-    assert found["right_size"].metadata["pictures"].value == 12, "a rejected picture was looked at too"
+    assert said["right_size"].severity is dg.AssetCheckSeverity.ERROR
+    assert said["right_size"].metadata["pictures"].value == 12, "a rejected picture was looked at too"

@@ -1,4 +1,4 @@
-"""The README's recipes read what the store's writer wrote, each run as it stands there."""
+"""The recipes of docs/reading.md read what the store's writer wrote, each run as it stands there."""
 
 import gc
 import json
@@ -14,8 +14,8 @@ from gap3d.features.tokens import TORCH_DTYPES, TokenLayout, pack, targets_from_
 from gap3d.parts import PartWriter
 from gap3d.schemas import targets
 
-README = Path(__file__).parents[1] / "README.md"
-RECIPES = dict(re.findall(r"^```python recipe=(\w+)\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL))
+READING = Path(__file__).parents[1] / "docs" / "reading.md"
+RECIPES = dict(re.findall(r"^```python recipe=(\w+)\n(.*?)^```$", READING.read_text(), re.MULTILINE | re.DOTALL))
 ENGINES = ("numpy", "torch", "duckdb", "polars", "datasets", "ray")
 LAYOUT = TokenLayout(registers=3, grid=(4, 5), width=16)
 ROWS = 19  # more than two row groups

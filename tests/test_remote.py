@@ -80,11 +80,9 @@ def test_bytes_that_were_damaged_there_are_removed_and_said_to_be_lost(url, tmp_
     assert not blobs_at(url).holds(sha256)
 
 
-def test_the_line_makes_the_same_of_raw_files_that_lie_elsewhere_and_gc_reaches_them(url, tmp_path):
-    write_objects(tmp_path / "objects")
-    here = small(tmp_path / "here", tmp_path / "objects")
-    there = small(tmp_path / "there", tmp_path / "objects", blobs=url)
-    run_line(here)
+def test_the_line_makes_the_same_of_raw_files_that_lie_elsewhere_and_gc_reaches_them(walked, url, tmp_path):
+    here = small(walked[0] / "store", walked[0] / "objects")
+    there = small(tmp_path / "there", walked[0] / "objects", blobs=url)
     assert counters(run_line(there))["downloads"] == 5
     assert digests(there) == digests(here)
     assert set(counters(run_line(there)).values()) == {0}

@@ -40,10 +40,10 @@ def deny(path, *lines):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(walked, tmp_path_factory):
     """A folder of objects and the store of a finished line with reports; to be copied."""
-    root = tmp_path_factory.mktemp("finished")
-    write_objects(root / "objects")
+    root = tmp_path_factory.mktemp("takedown") / "finished"
+    shutil.copytree(walked[0], root)
     (root / "objects" / "captions.csv").write_text(CAPTIONS)
     settings = small(root / "store", root / "objects")
     run_line(settings)
@@ -207,8 +207,8 @@ def test_a_takedown_before_the_stages_ran_says_so_and_erases_nothing(made):
         gc.erase(store, after)
 
 
-def test_bytes_that_another_object_has_too_stay(tmp_path):
-    write_objects(tmp_path / "objects")
+def test_bytes_that_another_object_has_too_stay(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     copy = tmp_path / "objects" / "copy.obj"
     copy.write_bytes((tmp_path / "objects" / "a.obj").read_bytes())
     path = deny(tmp_path / "denied.csv", ("a.obj", "", ""))

@@ -84,6 +84,16 @@ def test_the_paper_trains_so_many_steps_at_these_rates():
     assert max(learning_rate(step, steps, second) for step in range(1, steps, 11)) <= 5.6e-4
 
 
+def test_a_short_training_warms_up_for_so_many_steps_at_least():
+    assert warmup_steps(TrainingSettings(warmup=0.003), 2000) == 6
+    assert warmup_steps(TrainingSettings(warmup=0.003, warmup_steps=100), 2000) == 100
+    assert warmup_steps(TrainingSettings(warmup=0.003, warmup_steps=100), 45_411) == 137
+    settings = TrainingSettings(learning_rate=2e-3, warmup_steps=100)
+    rates = [learning_rate(step, 2000, settings) for step in range(1, 2001)]
+    assert rates.index(max(rates)) + 1 == 100 and rates[49] == pytest.approx(1e-3)
+    assert "warmup_steps" not in TrainingSettings().shaping()  # runs from before it was keep their names
+
+
 def test_a_mixture_makes_an_epoch_of_the_data_longer():
     settings = TrainingSettings(epochs=2, batch_size=8, mix_share=0.25, mix_collection="general")
     assert steps_of(settings, 60) == 2 * 60 / 6

@@ -95,6 +95,11 @@ def test_gc_and_verify_leave_trainings_alone(place, tmp_path):
     assert not [trace for trace in traces(store, {"0000/000": ""}) if "aligner" in trace]  # no key of a sample
 
 
+def test_a_training_that_is_all_warm_up_is_refused(place):
+    with pytest.raises(NotReady, match=r"pretraining has 6 steps, and warmup_steps = 6 leaves none"):
+        pretrain.run(small(place, pretraining={"warmup_steps": 6}))
+
+
 def test_the_name_carries_what_can_change_a_weight(place):
     def name(**values):
         return plan_of(small(place, **values), "pretrain").run.name
@@ -104,6 +109,7 @@ def test_the_name_carries_what_can_change_a_weight(place):
         {"pretraining": {"keep": 5, "save_every": 1, "validate_every": 1, "checkpointing": False}},
         {"pretraining": {"epochs": 9.0}},  # steps are given
         {"pretraining": {"strategy": "fsdp"}},  # one worker shares with nobody
+        {"pretraining": {"warmup_steps": 1}},  # the share has as many
         {"compute": {"encoder_threads": 1}},
         {"finetuning": {"learning_rate": 1.0}},
         {"sampling": {"steps": 3}},
@@ -117,6 +123,7 @@ def test_the_name_carries_what_can_change_a_weight(place):
         {"pretraining": {"steps": None, "epochs": 9.0}},
         {"pretraining": {"steps": None, "epochs": 8.0}},
         {"pretraining": {"seed": 1}},
+        {"pretraining": {"warmup_steps": 2}},
         {"aligner": {"blocks": 3}},
         {"aligner": {"dtype": "bfloat16"}},
     ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from gap3d import document
 
-TEMPLATE = "atlas/atlas.html"
+BODY = "atlas/atlas.html"
 STYLES = ("elements.css", "atlas/atlas.css")
 SCRIPTS = ("elements.js", "atlas/charts.js", "atlas/atlas.js")
 SOURCES = (
@@ -35,9 +35,9 @@ def page(data: Mapping[str, Any], state: str) -> bytes:
         data: see ``pipelines.survey``; ``data["head"]["title"]`` is its title.
         state: what it was made from, for ``document.state_of``.
     """
-    return document.document(TEMPLATE, STYLES, SCRIPTS, str(data["head"]["title"]), data, state)
+    return document.document(BODY, STYLES, SCRIPTS, str(data["head"]["title"]), data, state)
 
 
 def version() -> str:
     """Digest of all that shapes the page: one of an older make is made again."""
-    return document.version(*SOURCES, TEMPLATE, *STYLES, *SCRIPTS)
+    return document.version(*SOURCES, BODY, *STYLES, *SCRIPTS)

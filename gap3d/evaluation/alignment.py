@@ -5,13 +5,13 @@ Every measure is the mean over samples of a mean over tokens, with an interval b
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gap3d.evaluation.result import Cell, Sample
 from gap3d.evaluation.tokens import TokenSets
@@ -77,10 +77,7 @@ def measure(
         both = [(key, truth) for key, truth in batch if key in rows and truth in truths]
         found = Alignment()
         if both:
-            found.add(
-                {kind: made[kind][[rows[key] for key, _ in both]] for kind in kinds},
-                {kind: targets[kind][[truths[truth] for _, truth in both]] for kind in kinds},
-            )
+            found.add(rows_of(made, [rows[key] for key, _ in both]), rows_of(targets, [truths[key] for _, key in both]))
         values = iter([dict(zip(found.values, row, strict=True)) for row in zip(*found.values.values(), strict=True)])
         for key, truth in batch:
             if key not in rows:
@@ -88,22 +85,20 @@ def measure(
             elif truth not in truths:
                 samples.append(failed(key, "true", true.failures[truth]))
             else:
-                samples.append(taken(key, next(values)))
+                samples.append(Sample(key, values=next(values)))
         told(len(batch))
     return samples
+
+
+def rows_of(batch: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+    """Some rows of a batch; the batch itself, without a copy, where they are all."""
+    wanted = list(rows)
+    return {kind: part if wanted == list(range(len(part))) else part[wanted] for kind, part in batch.items()}
 
 
 def failed(key: str, which: str, why: Failure) -> Sample:
     """The row of a pair that has no measures."""
     return Sample(key, why.status, f"{which} tokens: {why.reason}")
-
-
-def taken(key: str, values: Mapping[str, float]) -> Sample:
-    """The row of a pair; finite tokens can be too large for a finite measure."""
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        return Sample(key, Status.UNSUPPORTED, f"{', '.join(bad)} is not finite: the tokens are too large")
-    return Sample(key, values=values)
 
 
 def cells_of(

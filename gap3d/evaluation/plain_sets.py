@@ -61,14 +61,17 @@ class PlainSets:
         self.shapes = self._first() if self.keys else {}
 
     def read(self, keys: Iterable[str], kinds: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor] | Failure]]:
-        """Token sets of some keys that are there, in any order: by kind [N, C], or why they can't be had."""
+        """Token sets of some keys that are there, in any order: by kind [N, C], or why they can't be had.
+
+        They are views of the scratch file: never write to them.
+        """
         self.prepare()
         for key in sorted(keys, key=lambda key: self._rows[key]):
             row = self._rows[key]
             if row in self._failures:
                 yield key, self._failures[row]
             else:
-                yield key, {kind: torch.from_numpy(np.array(self._scratch[kind][row])) for kind in kinds}
+                yield key, {kind: torch.from_numpy(np.asarray(self._scratch[kind][row])) for kind in kinds}
 
     @property
     def ready(self) -> bool:
@@ -82,7 +85,7 @@ class PlainSets:
             told: is called with a number of rows that were read.
 
         Raises:
-            ValueError: the scratch file has no room.
+            ValueError: the scratch file has no room, or a shard's footer is damaged.
         """
         if self.ready:
             return
@@ -91,6 +94,8 @@ class PlainSets:
         for shard in self._shards:
             seen = set()
             for row, found in shard.rows():
+                if row >= len(shard.keys):
+                    raise ValueError(f"{shard.path} has more token sets than keys: it is damaged, write it again")
                 seen.add(row)
                 self._take(start + row, found, scratch)
                 told(1)

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -154,12 +154,11 @@ def save(
     if twice := sorted(key for key, count in keys.items() if count > 1):
         raise ValueError(f"{len(twice)} samples stand twice, e.g. {twice[0]!r}")
     failed = [sample for sample in samples if sample.status is not Status.OK]
-    rows = [[sample.key, str(sample.status), sorted(sample.values.items())] for sample in samples]
     content = {
         **vars(result),
         "counts": dict(sorted(Counter(str(sample.status) for sample in samples).items())),
         "reasons": tuple(f"{each.key}: {each.status}: {each.reason}" for each in failed[:REASONS]),
-        "samples_digest": digest_of(sorted(rows)),
+        "samples_digest": digest_of_samples(samples),
         "software": {name: importlib.metadata.version(name) for name in SOFTWARE},
         "made_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
@@ -186,6 +185,16 @@ def save(
     finally:
         scratch.remove()
     return made
+
+
+def digest_of_samples(samples: Iterable[Sample]) -> str:
+    """Of keys, statuses and values, in whatever order they come."""
+    return digest_of(
+        sorted(
+            [sample.key, str(sample.status), sorted((name, float(value)) for name, value in sample.values.items())]
+            for sample in samples
+        )
+    )
 
 
 def parquet(samples: Sequence[Sample]) -> bytes:
@@ -217,6 +226,30 @@ def read(folder: Path) -> Result:
         content |= {name: tuple(content[name]) for name in ("quirks", "reasons")}
         return Result(**content, cells=cells, folder=folder)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise SystemicFault(
+            f"{path} can't be read ({type(error).__name__}: {error}): remove its folder, then measure again"
+        ) from error
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """The samples of a result, as they were given to ``save``.
+
+    Raises:
+        SystemicFault: they are damaged.
+    """
+    path = folder / SAMPLES
+    try:
+        rows = pq.read_table(path, page_checksum_verification=True).to_pylist()
+        return [
+            Sample(
+                key=row.pop("key"),
+                status=Status(row.pop("status")),
+                reason=row.pop("reason"),
+                values={name: value for name, value in row.items() if value is not None},
+            )
+            for row in rows
+        ]
+    except (OSError, ValueError, LookupError) as error:
         raise SystemicFault(
             f"{path} can't be read ({type(error).__name__}: {error}): remove its folder, then measure again"
         ) from error

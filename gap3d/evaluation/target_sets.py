@@ -2,9 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
@@ -36,7 +39,7 @@ class TargetSets:
         self.keys = sorted(places, key=lambda key: places[key])
         self._parts: OrderedDict[Path, TargetPart] = OrderedDict()
         self._groups: OrderedDict[tuple[Path, int, bool], RowGroup | DamagedPart] = OrderedDict()
-        self.about = self._sound().metadata
+        self.about = self._sound()
         layout = self.about["tokens"]
         width = int(layout["cls"]["shape"][-1])
         self.shapes = {"cls": (1, width)}
@@ -71,12 +74,13 @@ class TargetSets:
             raise DamagedPart(f"{path} row {row} is {group.keys[within]}: run `python -m pipelines.verify`")
         return {kind: group.cls[within][None] if kind == "cls" else group.tokens(kind, within) for kind in kinds}
 
-    def _sound(self) -> TargetPart:
-        """The first part that can be opened."""
+    def _sound(self) -> dict[str, Any]:
+        """What the first part that can be opened says of itself."""
         fault: Exception = ValueError("there are no token sets")
         for path in sorted({path for path, _ in self._places.values()}):
             try:
-                return self._part(path)
+                with TargetPart(path) as part:
+                    return part.metadata
             except (DamagedPart, FileNotFoundError) as error:
                 fault = error
         raise fault
@@ -132,17 +136,29 @@ def keys_of(path: Path) -> list[str]:
     Raises:
         ValueError: it is none, or a row has no key.
     """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            if "key" not in file.schema_arrow.names:
-                there = ", ".join(file.schema_arrow.names[:8])
-                raise ValueError(f"{path} has no column key, only {there}: one key a row says whose tokens they are")
-            column = file.read(["key"]).column("key")
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise ValueError(f"{path} can't be read as Parquet ({str(error)[:200]}): write it again") from error
+    with parquet(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        names = file.schema_arrow.names
+        column = file.read(["key"]).column("key") if "key" in names else None
+    if column is None:
+        there = ", ".join(names[:8])
+        raise ValueError(f"{path} has no column key, only {there}: one key a row says whose tokens they are")
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise ValueError(f"{path} row {row} has no key")
     return [str(key) for key in column.to_pylist()]
+
+
+@contextmanager
+def parquet(path: Path) -> Iterator[None]:
+    """Say of which file Arrow's errors are; a disk that fails says so itself.
+
+    Raises:
+        ValueError: it is no Parquet file, or damaged.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        words = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} can't be read as Parquet ({words}): write it again") from error

@@ -20,7 +20,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def warmup_steps(settings: TrainingSettings, steps: int) -> int:
     """Steps in which the learning rate rises."""
-    return math.ceil(settings.warmup * steps)
+    return max(math.ceil(settings.warmup * steps), settings.warmup_steps)
 
 
 def learning_rate(step: int, steps: int, settings: TrainingSettings) -> float:

@@ -55,11 +55,16 @@ def plan_of(settings: Settings, stage: Stage) -> Plan:
     """The plan of a stage.
 
     Raises:
-        ValueError: its data are not there.
+        ValueError: its data are not there, or all of its steps would be warm-up.
         SystemicFault: the checkpoint that it is to begin with is not there.
     """
     training = settings.pretraining if stage == "pretrain" else settings.finetuning
     data = described(settings, training)
+    if training.warmup_steps >= (steps := steps_of(training, data.rows)):
+        raise ValueError(
+            f"the {stage}ing has {steps} steps, and warmup_steps = {training.warmup_steps} leaves none at the full "
+            f"learning rate: train longer (--{stage}ing.steps N), or warm up for fewer steps"
+        )
     start, digest = training.start, ""
     if start is not None:
         digest = weights_digest(start)

@@ -4,21 +4,19 @@ import contextlib
 import json
 import os
 import select
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gap3d.piped import Piped
 from gap3d.records import SystemicFault
 from gap3d.trellis.seeds import Method
 
 CHILD = Path(__file__).with_name("child.py")
 START_S = 3600.0  # the models may have to be downloaded first
-LOG_BYTES = 2048
 INSTALL = """TRELLIS is not installed for {python}. On a machine with a CUDA GPU of 16 GB or more:
   git clone --recurse-submodules https://github.com/microsoft/TRELLIS.git
   cd TRELLIS && . ./setup.sh --new-env --basic --xformers --flash-attn --diffoctreerast --spconv --mipgaussian \
@@ -59,30 +57,14 @@ class TrellisProcess:
     """
 
     def __init__(self, installation: Installation) -> None:
-        requests, answers = os.pipe(), os.pipe()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         place = [str(installation.clone)] if installation.clone else []
         path = os.pathsep.join([*place, *filter(None, [os.environ.get("PYTHONPATH", "")])])
-        program = [installation.python, str(CHILD), str(requests[0]), str(answers[1])]
-        try:
-            self._process = subprocess.Popen(
-                [*program, installation.method, installation.model],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": path},
-                pass_fds=(requests[0], answers[1]),
-                start_new_session=True,
-            )
-        except OSError as error:
-            os.close(requests[1])
-            os.close(answers[0])
-            self._log.close()
-            raise SystemicFault(f"cannot start {installation.python}: {error.strerror}") from error
-        finally:
-            os.close(requests[0])
-            os.close(answers[1])
-        self._requests, self._answers, self._received = requests[1], answers[0], b""
+        self._piped = Piped(
+            [installation.python, str(CHILD)],
+            [installation.method, installation.model],
+            {**os.environ, "PYTHONPATH": path},
+        )
+        self._received = b""
         try:
             said = self._receive(START_S)
         except (Died, Late) as error:
@@ -105,7 +87,7 @@ class TrellisProcess:
             SystemicFault: the disk is full or gone.
         """
         try:
-            os.write(self._requests, (json.dumps(request) + "\n").encode())
+            os.write(self._piped.requests, (json.dumps(request) + "\n").encode())
         except BrokenPipeError:
             raise Died(self._last_words()) from None
         said = self._receive(timeout_s)
@@ -116,10 +98,10 @@ class TrellisProcess:
     def _receive(self, timeout_s: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._received:
-            ready, _, _ = select.select([self._answers], [], [], max(0.0, deadline - time.monotonic()))
+            ready, _, _ = select.select([self._piped.answers], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise Late(f"no answer for {timeout_s:.0f} s")
-            more = os.read(self._answers, 1 << 16)
+            more = os.read(self._piped.answers, 1 << 16)
             if not more:
                 raise Died(self._last_words())
             self._received += more
@@ -128,17 +110,16 @@ class TrellisProcess:
         return found
 
     def _last_words(self) -> str:
-        code = self._process.wait()
-        size = os.fstat(self._log.fileno()).st_size
-        tail = os.pread(self._log.fileno(), LOG_BYTES, max(0, size - LOG_BYTES)).decode("utf-8", "replace").strip()
-        return f"exit code {code}; {tail[-LOG_BYTES:]}"
+        code = self._piped.process.wait()
+        return f"exit code {code}; {self._piped.log_tail().strip()}"
 
     def close(self) -> None:
         """End it, and whatever it started."""
-        if self._process.poll() is None:  # once it is waited for, its number may be another's
+        process = self._piped.process
+        if process.poll() is None:  # once it is waited for, its number may be another's
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, 9)
-            self._process.wait()
-        os.close(self._requests)
-        os.close(self._answers)
-        self._log.close()
+                os.killpg(process.pid, 9)
+            process.wait()
+        os.close(self._piped.requests)
+        os.close(self._piped.answers)
+        self._piped.close_log()

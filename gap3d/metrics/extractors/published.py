@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -93,8 +94,13 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path, unused
 
 
 def randomise_layers(network: nn.Module, seed: int) -> None:
-    """Random weights that follow the seed alone; through rectifiers, activations keep their size. Biases are zeros."""
+    """Random weights that follow the seed alone; through rectifiers, activations keep their size."""
     randomise(network, seed, lambda _, tensor: (2 / tensor[0].numel()) ** 0.5)
-    for name, parameter in network.named_parameters():
-        if name.endswith("bias"):  # torch draws those of plain layers
-            parameter.data.zero_()
+    # What randomise leaves as it was made is not all zeros and ones: torch has drawn layers' biases, and CLIP's CLS.
+    rng = np.random.Generator(np.random.PCG64([seed, 1]))
+    with torch.no_grad():
+        for name, parameter in sorted(network.named_parameters()):
+            if parameter.ndim == 1 and name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1 and not name.endswith("weight"):
+                parameter.copy_(torch.from_numpy(rng.standard_normal(len(parameter)) * len(parameter) ** -0.5))
