@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from gap3d.evaluation.extractors import load_pictures
@@ -12,6 +13,7 @@ from gap3d.features.decoding import decode_image
 from gap3d.metrics.extractors.clip import ClipFeatures
 from gap3d.metrics.extractors.extractor import PASS
 from gap3d.parts import read_rows
+from gap3d.records import Failure, SystemicFault
 from gap3d.settings import Settings
 from pipelines.progress import progress
 
@@ -45,8 +47,7 @@ def references(
         names: of the extractors that there are features of.
 
     Raises:
-        SystemicFault: weights can't be had.
-        Failure: a picture is damaged.
+        SystemicFault: weights can't be had, or a picture is damaged.
     """
     found: dict[str, Mapping[str, Tensor]] = {}
     wanted = [metric for metric in METRICS if metric.kind in ("text", "image") and metric.extractor in names]
@@ -80,10 +81,21 @@ def of_texts(extractor: ClipFeatures, captions: Mapping[str, str]) -> dict[str, 
 
 def of_pictures(extractor: ClipFeatures, pictures: Mapping[str, Picture], settings: Settings) -> dict[str, Tensor]:
     """Features of pictures [D], by key; what has alpha is composited on black."""
-    images = [
-        decode_image(
-            read_rows(each.part, [each.row], [each.column]).column(each.column)[0].as_py(), settings.limits.pixels
-        )
-        for each in pictures.values()
-    ]
+    images = [image_of(key, picture, settings.limits.pixels) for key, picture in pictures.items()]
     return dict(zip(pictures, extractor.features(images), strict=True))
+
+
+def image_of(key: str, picture: Picture, most: int) -> Image.Image:
+    """The picture of a prompt, which was read and decoded before.
+
+    Raises:
+        SystemicFault: it is damaged, or too large by now.
+    """
+    data = read_rows(picture.part, [picture.row], [picture.column]).column(picture.column)[0].as_py()
+    try:
+        return decode_image(data, most)
+    except Failure as known:
+        raise SystemicFault(
+            f"the picture of the prompt of {key} in {picture.part} can't be read any more ({known.reason}): run "
+            "`python -m pipelines.verify`, and look at limits.pixels"
+        ) from known

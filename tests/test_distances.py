@@ -179,6 +179,22 @@ def test_an_interval_has_the_width_that_theory_gives_a_mean():
     assert found != mean_interval(values, seed=2)
 
 
+def test_samples_of_one_group_are_drawn_together():
+    rng = np.random.default_rng(0)
+    groups, values = np.repeat(np.arange(40), rng.integers(1, 6, 40)), rng.random(40)
+    found = mean_interval(values[groups], seed=0, groups=groups)
+    assert found.mean == pytest.approx(values[groups].mean()) and found.samples == len(groups)
+    sizes = np.bincount(groups)
+    drawn = rng.integers(40, size=(20_000, 40))
+    wanted = np.quantile((values * sizes)[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
+    assert [found.low, found.high] == pytest.approx(wanted, abs=0.01)
+    alone = mean_interval(values[groups], seed=0)
+    assert found.high - found.low > 1.3 * (alone.high - alone.low)
+    assert mean_interval([1.0, 2.0], seed=0, groups=[5, 5]).low is None
+    with pytest.raises(ValueError, match="1 groups can't be those of 2 values"):
+        mean_interval([1.0, 2.0], seed=0, groups=[0])
+
+
 def test_intervals_of_95_percent_hold_the_truth_about_so_often():
     rng = np.random.default_rng(0)
     held = [
