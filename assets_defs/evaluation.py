@@ -108,7 +108,7 @@ def named(what: str, settings: Settings, result: Result) -> str:
     """The name of an entry about one result: the UI draws a curve of each name over materialisations."""
     model = re.sub(r"[^A-Za-z0-9]+", "_", result.model.partition(": ")[0]).strip("_")  # what follows explains the name
     where = "" if result.collection == settings.collection else f"_on_{result.collection}"
-    return f"{model}_{what}{where}"
+    return f"{model}_{what}{where}{'_as_released' if result.quirks else ''}"
 
 
 def picture(name: str, png: bytes) -> dg.MetadataValue:
@@ -146,7 +146,8 @@ def table_of(settings: Settings, results: Sequence[Result]) -> str:
 def heading(settings: Settings, result: Result) -> str:
     """What stands over a result's column."""
     where = "" if result.collection == settings.collection else f" on {result.collection}"
-    return f"{result.model.partition(': ')[0]}{where}{'' if result.trained else ' UNTRAINED'}"
+    how = (" as released" if result.quirks else "") + ("" if result.trained else " UNTRAINED")
+    return f"{result.model.partition(': ')[0]}{where}{how}"
 
 
 def told(cell: Cell | None, *, intervals: bool) -> str:
