@@ -60,7 +60,7 @@ def open_place(root, monkeypatch, instance, **values):
 
 
 @pytest.fixture(scope="module")
-def finished(walked, tmp_path_factory):
+def finished(walked, one_thread, tmp_path_factory):
     """Both trainings, then all of the evaluation in one run along with its checks; never changed by a test."""
     root = tmp_path_factory.mktemp("evaluation")
     shutil.copytree(walked[0], root, dirs_exist_ok=True)
