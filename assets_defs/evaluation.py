@@ -91,8 +91,10 @@ def looks(
     for result in results:
         made[named("samples", settings, result)] = sum(result.counts.values())
         made[named("failed", settings, result)] = sum(result.counts.values()) - result.counts.get("ok", 0)
-        made[named("step", settings, result)] = int(result.checkpoint.get("step", 0))
-        made[named("result", settings, result)] = dg.MetadataValue.path(result.folder or "")
+        made[named("step", settings, result)] = int(result.checkpoint.get("step") or 0)
+        made[named("result", settings, result)] = dg.MetadataValue.path(
+            result.folder.absolute() if result.folder else ""
+        )
     return made | {
         "not_measured": "\n".join(not_measured) or "nothing",
         "quirks": ", ".join(dict.fromkeys(quirk for result in results for quirk in result.quirks)) or "none",
@@ -104,9 +106,9 @@ def looks(
 
 def named(what: str, settings: Settings, result: Result) -> str:
     """The name of an entry about one result: the UI draws a curve of each name over materialisations."""
-    model = re.sub(r"[^A-Za-z0-9]+", "_", result.model.partition(":")[0]).strip("_")  # what follows explains the name
-    where = "" if result.collection == settings.collection else f"on_{result.collection}"
-    return "_".join(filter(None, (model, what, where)))
+    model = re.sub(r"[^A-Za-z0-9]+", "_", result.model.partition(": ")[0]).strip("_")  # what follows explains the name
+    where = "" if result.collection == settings.collection else f"_on_{result.collection}"
+    return f"{model}_{what}{where}"
 
 
 def picture(name: str, png: bytes) -> dg.MetadataValue:
@@ -127,7 +129,7 @@ def table_of(settings: Settings, results: Sequence[Result]) -> str:
     from gap3d.exports.card import plain, table
 
     columns = columns_of(results)
-    head = ["", *(plain(named("", settings, result)) + ("" if result.trained else " UNTRAINED") for result in results)]
+    head = ["", *(plain(heading(settings, result)) for result in results)]
     texts = []
     for intervals in (True, False):
         lines = [
@@ -139,6 +141,12 @@ def table_of(settings: Settings, results: Sequence[Result]) -> str:
         ]
         texts.append("\n".join(table(head, lines)).strip())
     return next((text for text in texts if len(text) < FOLD), texts[-1])
+
+
+def heading(settings: Settings, result: Result) -> str:
+    """What stands over a result's column."""
+    where = "" if result.collection == settings.collection else f" on {result.collection}"
+    return f"{result.model.partition(': ')[0]}{where}{'' if result.trained else ' UNTRAINED'}"
 
 
 def told(cell: Cell | None, *, intervals: bool) -> str:

@@ -177,6 +177,19 @@ def test_a_new_checkpoint_adds_a_line_to_the_history(place, monkeypatch):
     assert [line.split("|")[2].strip() for line in found["history_table"].splitlines()[2:]] == ["6", "6", "8"]
 
 
+def test_numbers_on_another_collection_have_its_name(place, monkeypatch):
+    store = place.root / "store"
+    shutil.copytree(store / "test", store / "other", ignore=shutil.ignore_patterns("evaluation", "aligner"))
+    both = {"EVALUATION__COLLECTIONS": '["test", "other"]', "EVALUATION__MODELS": '["pretrained"]'}
+    wider = open_place(place.root, monkeypatch, place.instance, **both)
+    assert materialize(wider.defs, place.instance, "alignment_metrics").success
+    found = metadata(place.instance, "alignment_metrics")
+    assert found["pretrained_cosine_cls_on_other"] == found["pretrained_cosine_cls"]  # it is a copy
+    assert Path(found["pretrained_result_on_other"]).is_relative_to(store / "other" / "evaluation")
+    assert found["computed"] == 2
+    assert "pretrained on other" in found["measured"]
+
+
 def altered(place, table, column, value):
     """Change a number in a result's JSON."""
     path = sorted((place.root / "store" / "test" / "evaluation" / table).glob("*/result.json"))[0]

@@ -310,12 +310,15 @@ def test_stopping_dagster_dev_in_the_middle_of_a_run_leaves_no_process(slow_site
 
 
 @pytest.mark.slow
-def test_a_training_is_a_job_of_its_own_whose_result_the_asset_shows(place, surroundings, head):
+def test_a_training_and_its_evaluation_are_jobs_of_their_own_whose_results_the_assets_show(place, surroundings, head):
     collection(place / "model" / "store", 20)
-    settings = model_settings(place / "model", COMPUTE__MODE="job", COMPUTE__ADDRESS=head.address, COMPUTE__WORKERS="1")
+    few = {"EVALUATION__MODELS": '["pretrained"]', "EVALUATION__STEPS": "2", "EVALUATION__RESAMPLES": "50"}
+    jobs = {"COMPUTE__MODE": "job", "COMPUTE__ADDRESS": head.address, "COMPUTE__WORKERS": "1"}
+    settings = model_settings(place / "model", **jobs, **few)
     history = place / "model" / "history"
     history.mkdir()
-    words = ["asset", "materialize", "-m", "assets_defs.definitions", "--select", "pretrained_aligner"]
+    words = ["asset", "materialize", "-m", "assets_defs.definitions", "--select"]
+    words.append("pretrained_aligner,alignment_metrics")
     done = subprocess.run(
         [executable("dagster"), *words],
         env={**surroundings, **settings, "DAGSTER_HOME": str(history)},
@@ -329,5 +332,10 @@ def test_a_training_is_a_job_of_its_own_whose_result_the_asset_shows(place, surr
     assert json.loads(result.read_text())["step"] == 12
     listed = ray(surroundings, head, "job", "list").stdout
     assert "-pretrain-all-0" in listed
+    assert "-alignment_metrics-all-0" in listed
+    (measured,) = (place / "model" / "store" / "test" / "evaluation").glob("alignment/pretrained-*/result.json")
+    assert json.loads(measured.read_text())["counts"] == {"ok": 15}  # the captioned of 20 images
     for check in ("loss_fell", "no_nan", "resumable"):
         assert f"Asset check '{check}' on 'pretrained_aligner' passed" in done.stderr
+    for check in ("identity_holds", "every_sample_accounted", "metrics_possible"):
+        assert f"Asset check '{check}' on 'alignment_metrics' passed" in done.stderr
