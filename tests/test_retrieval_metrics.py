@@ -212,6 +212,10 @@ def test_a_table_of_queries_or_equal_keys_say_what_is_meant(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
     wanted = [Query("q1", "c", "a <b>", 0, 0), Query("a#3", "a", "", 0, 1)]
     assert all(read_queries(tmp_path / f"q.{kind}", true) == wanted for kind in ("csv", "jsonl", "parquet"))
+    (tmp_path / "q.csv").write_text(
+        "id,prompt,index,caption_index\nq1,a <b>,0,0\na#3,,0,3\n"
+    )  # of pipelines.predictions
+    assert read_queries(tmp_path / "q.csv", true) == [Query("q1", "q1", "a <b>", 0, 0), wanted[1]]
     (tmp_path / "q.csv").write_text("key\na\na\n")
     with pytest.raises(ValueError, match="row 2: the key 'a' stood before"):
         read_queries(tmp_path / "q.csv", true)

@@ -10,6 +10,9 @@ from gap3d.prompts import cell, lines_of
 from gap3d.records import Failure
 
 COLUMNS = ("key", "truth", "caption")
+WRITTEN = {"id": "key", "prompt": "caption", "index": "", "caption_index": ""}
+"""Columns of the file that ``pipelines.predictions --write`` makes: what they are called here, if anything."""
+
 KINDS = (".csv", ".parquet", ".jsonl")
 
 
@@ -19,6 +22,7 @@ def read_queries(path: Path, true: Collection[str]) -> list[Query]:
     Args:
         path: ``.csv``, ``.parquet`` or ``.jsonl`` (an object a line) with ``COLUMNS``: the key of the predicted set, of
             the true one (where that is empty: as ``matched`` finds it), and the text, which figures show.
+            A file of ``pipelines.predictions --write`` serves as it is.
         true: keys of the true sets.
 
     Raises:
@@ -29,7 +33,8 @@ def read_queries(path: Path, true: Collection[str]) -> list[Query]:
     if kind not in KINDS:
         raise ValueError(f"{path} is no table of queries: it has to end in one of {', '.join(KINDS)}")
     rows: Sequence[Mapping[str, Any] | Failure]
-    rows = list(lines_of(path, kind)) if kind == ".jsonl" else read_table(path, "key")
+    rows = list(lines_of(path, kind)) if kind == ".jsonl" else read_table(path, ("key", "id"))
+    rows = [row if isinstance(row, Failure) else renamed(row) for row in rows]
     known_columns(path, (row for row in rows if not isinstance(row, Failure)), COLUMNS)
     found: dict[str, Query] = {}
     for number, row in enumerate(rows, start=1):
@@ -43,6 +48,13 @@ def read_queries(path: Path, true: Collection[str]) -> list[Query]:
     if not found:
         raise ValueError(f"{path} holds no queries")
     return list(found.values())
+
+
+def renamed(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of this table; one that ``pipelines.predictions`` wrote, in this table's names."""
+    if "key" in row or "id" not in row:
+        return row
+    return {WRITTEN.get(name, name): value for name, value in row.items() if WRITTEN.get(name, name)}
 
 
 def matched(predicted: Iterable[str], true: Collection[str]) -> list[Query]:
