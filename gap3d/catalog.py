@@ -70,16 +70,15 @@ def parse_captions(text: str | Iterable[str] | None) -> list[str]:
     return sorted(dict.fromkeys(t for t in texts if t), key=len, reverse=True)
 
 
-def read_table(path: Path, needed: str | tuple[str, ...] = "path") -> list[dict[str, Any]]:
+def read_table(path: Path, needed: str = "path") -> list[dict[str, Any]]:
     """Rows of a CSV or Parquet file.
 
     Raises:
-        ValueError: it has no column of the needed name, or of any of them.
+        ValueError: it has no column of the needed name.
     """
-    either = (needed,) if isinstance(needed, str) else needed
     if path.suffix == ".parquet":
         rows = pq.read_table(path).to_pylist()
-        names = list(rows[0]) if rows else list(either)
+        names = list(rows[0]) if rows else [needed]
     else:
         csv.field_size_limit(CAPTION_BYTES)
         try:
@@ -88,10 +87,8 @@ def read_table(path: Path, needed: str | tuple[str, ...] = "path") -> list[dict[
                 rows, names = list(reader), list(reader.fieldnames or [])
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no CSV in UTF-8: {error}") from error
-    if not set(either) & set(names):
-        raise ValueError(
-            f"{path} has columns {names}; it needs one named {' or '.join(either)}" + NEEDED.get(either[0], "")
-        )
+    if needed not in names:
+        raise ValueError(f"{path} has columns {names}; it needs one named {needed}" + NEEDED.get(needed, ""))
     return rows
 
 

@@ -22,7 +22,7 @@ from gap3d import fingerprints
 from gap3d.evaluation.alignment import cells_of, checks_of, kinds_of, measure
 from gap3d.evaluation.queries import Which, queries_of, usual
 from gap3d.evaluation.quirks import QUIRKS, of_table
-from gap3d.evaluation.result import Result, known, save
+from gap3d.evaluation.result import Result, known, save, trained_as_told
 from gap3d.evaluation.tokens import TokenSets, of_dataset, open_tokens
 from gap3d.metrics.alignment import KINDS, MEASURES
 from gap3d.settings import Settings
@@ -192,7 +192,7 @@ def measured(row: Wanted, settings: Settings) -> tuple[Result, ShardReport]:
             cells=cells,
             fingerprint=fingerprint,
             trained=not untrained,
-            label="; ".join(untrained) or "trained",
+            label="; ".join(untrained) or trained_as_told(row.predicted.description, row.true.description),
             checkpoint=row.checkpoint,
             quirks=quirks,
             protocol={

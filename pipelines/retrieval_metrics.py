@@ -23,7 +23,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
     sys.path.pop(0)
 
 from gap3d.evaluation.quirks import QUIRKS, Table, of_table
-from gap3d.evaluation.result import Result, known, save
+from gap3d.evaluation.result import Result, known, save, trained_as_told
 from gap3d.evaluation.retrieval import ROUNDED, Found, Pooled, database_of, kinds_of, measure, pool
 from gap3d.evaluation.retrieval_figure import chosen, figure, rows_of
 from gap3d.fingerprints import code_version, digest_of
@@ -110,7 +110,7 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
         cells=found.cells,
         fingerprint=fingerprint,
         trained=not untrained,
-        label=untrained or "trained",
+        label=untrained or trained_as_told(subject.predicted.description, subject.true.description),
         checkpoint=subject.checkpoint,
         quirks=quirks,
         protocol={

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from gap3d.evaluation.quirks import QUIRKS, of_table
-from gap3d.evaluation.result import Cell, Result, Sample, find, known, read, save
+from gap3d.evaluation.result import Cell, Result, Sample, find, known, read, save, trained_as_told
 from gap3d.evaluation_settings import EvaluationSettings
 from gap3d.metrics.bootstrap import mean_interval
 from gap3d.records import Status, SystemicFault
@@ -133,3 +133,9 @@ def test_quirks_are_named_or_refused():
     assert of_table(tuple(QUIRKS), "retrieval") == ("unsorted_list", "float16_vectors")
     with pytest.raises(ValidationError, match="quirks nonsense are unknown"):
         EvaluationSettings(quirks=("nonsense",))
+
+
+def test_token_sets_that_do_not_say_what_made_them_are_not_called_trained():
+    told, untold = {"trained": True}, {"trained": None}
+    assert trained_as_told(told, told) == "trained"
+    assert "do not say" in trained_as_told(told, untold) and "do not say" in trained_as_told(untold, told)

@@ -33,7 +33,7 @@ def read_queries(path: Path, true: Collection[str]) -> list[Query]:
     if kind not in KINDS:
         raise ValueError(f"{path} is no table of queries: it has to end in one of {', '.join(KINDS)}")
     rows: Sequence[Mapping[str, Any] | Failure]
-    rows = list(lines_of(path, kind)) if kind == ".jsonl" else read_table(path, ("key", "id"))
+    rows = list(lines_of(path, kind)) if kind == ".jsonl" else table_of(path)
     rows = [row if isinstance(row, Failure) else renamed(row) for row in rows]
     known_columns(path, (row for row in rows if not isinstance(row, Failure)), COLUMNS)
     found: dict[str, Query] = {}
@@ -48,6 +48,14 @@ def read_queries(path: Path, true: Collection[str]) -> list[Query]:
     if not found:
         raise ValueError(f"{path} holds no queries")
     return list(found.values())
+
+
+def table_of(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV or Parquet file that has ``id``, or else ``key``, which is the name that a complaint has."""
+    try:
+        return read_table(path, "id")
+    except ValueError:
+        return read_table(path, "key")
 
 
 def renamed(row: Mapping[str, Any]) -> Mapping[str, Any]:

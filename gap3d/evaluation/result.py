@@ -89,7 +89,7 @@ class Result:
         cells: by column.
         fingerprint: of all that the numbers depend on.
         trained: whether all that made and measured it is trained; else the numbers mean nothing.
-        label: what is untrained, loudly; else "trained".
+        label: what is untrained, loudly; else "trained", or that nobody says (``trained_as_told``).
         checkpoint: of the aligner (``stage``, ``run``, ``step``, ``digest``); empty for other models.
         quirks: of the released evaluation, by name.
         protocol: seeds, steps, extractors, sources: all that is needed to repeat it.
@@ -128,6 +128,12 @@ class Result:
         content = asdict(self)
         del content["folder"]
         return {"version": VERSION, **content}
+
+
+def trained_as_told(*described: Mapping[str, Any]) -> str:
+    """The label of a result of which nothing is known to be untrained: plain shards do not say what made them."""
+    told = all(each["trained"] is not None for each in described)
+    return "trained" if told else "its token sets do not say whether what made them is trained"
 
 
 def name_of(model: str, fingerprint: str) -> str:
