@@ -12,6 +12,7 @@ from gap3d.features.decoding import decode_image
 from gap3d.metrics.extractors.clip import ClipFeatures
 from gap3d.metrics.extractors.extractor import PASS
 from gap3d.parts import read_rows
+from gap3d.records import Failure
 from gap3d.settings import Settings
 from pipelines.progress import progress
 
@@ -46,9 +47,8 @@ def references(
 
     Raises:
         SystemicFault: weights can't be had.
-        Failure: a picture is damaged.
     """
-    found: dict[str, Mapping[str, Tensor]] = {}
+    found: dict[str, Mapping[str, Tensor | Failure]] = {}
     wanted = [metric for metric in METRICS if metric.kind in ("text", "image") and metric.extractor in names]
     total = sum(len(captions if metric.kind == "text" else pictures) for metric in wanted)
     with progress(total=total, desc="prompts", unit="prompt") as bar:
@@ -57,7 +57,7 @@ def references(
             extractor = load_pictures(name, settings.evaluation)
             assert isinstance(extractor, ClipFeatures)
             for metric in (each for each in wanted if each.extractor == name):
-                column: dict[str, Tensor] = {}
+                column: dict[str, Tensor | Failure] = {}
                 for keys in chunks(sorted(captions if metric.kind == "text" else pictures)):
                     if metric.kind == "text":
                         column |= of_texts(extractor, {key: captions[key] for key in keys})
@@ -78,12 +78,16 @@ def of_texts(extractor: ClipFeatures, captions: Mapping[str, str]) -> dict[str, 
     return dict(zip(captions, extractor.texts(list(captions.values())), strict=True))
 
 
-def of_pictures(extractor: ClipFeatures, pictures: Mapping[str, Picture], settings: Settings) -> dict[str, Tensor]:
-    """Features of pictures [D], by key; what has alpha is composited on black."""
-    images = [
-        decode_image(
-            read_rows(each.part, [each.row], [each.column]).column(each.column)[0].as_py(), settings.limits.pixels
-        )
-        for each in pictures.values()
-    ]
-    return dict(zip(pictures, extractor.features(images), strict=True))
+def of_pictures(
+    extractor: ClipFeatures, pictures: Mapping[str, Picture], settings: Settings
+) -> dict[str, Tensor | Failure]:
+    """Features of pictures [D], by key, or why one can't be looked at; what has alpha is composited on black."""
+    found: dict[str, Tensor | Failure] = {}
+    for key, each in pictures.items():
+        png = read_rows(each.part, [each.row], [each.column]).column(each.column)[0].as_py()
+        try:
+            # Singly: what is too long a strip is told by the extractor.
+            found[key] = extractor.features([decode_image(png, settings.limits.pixels)])[0]
+        except Failure as known:
+            found[key] = known
+    return found

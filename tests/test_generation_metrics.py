@@ -21,6 +21,7 @@ from test_trellis import plan_of
 from gap3d.aligner.model import build_aligner
 from gap3d.aligner_settings import AlignerSettings
 from gap3d.depth import depth_range, encode_depth
+from gap3d.evaluation.generation import Pair, measure
 from gap3d.evaluation.result import find
 from gap3d.evaluation.views import AROUND
 from gap3d.evaluation_settings import EvaluationSettings
@@ -36,7 +37,7 @@ from gap3d.trellis.seeds import caption_of
 from pipelines import generation_metrics, prompts, trellis
 from pipelines.generation_metrics import of_objects, shaped
 from pipelines.generation_objects import parent_of, true_objects
-from pipelines.generation_references import Picture
+from pipelines.generation_references import Picture, references
 from pipelines.generation_sources import pictures_of
 from pipelines.job import NotReady
 from pipelines.prompts import existing
@@ -267,6 +268,26 @@ def test_pictures_of_prompts_are_what_was_seen_else_their_own():
     seen = {"a": "", "b": "of a render", "c": "of the prompt", "d": "gone", "e": ""}
     found = pictures_of(seen, {"a": own, "b": own, "c": own, "d": own}, {"of a render": render})
     assert found == {"a": own, "b": render, "c": own}
+
+
+def test_a_prompt_whose_picture_cannot_be_looked_at_is_a_row_and_costs_no_other(toys, tmp_path):
+    settings = settings_of(toys[0])
+    true, _ = true_objects(settings)
+    for name, size in (("fine.png", (32, 32)), ("strip.png", (1, 400_000))):  # which CLIP would have to enlarge
+        Image.new("RGB", size).save(tmp_path / name)
+    store, _ = prompted(settings, "strips", true, [tmp_path / "strip.png", tmp_path / "fine.png"])
+    own = {}
+    for shard in store.shards:
+        for key, row in store.manifest("prompts", shard).rows.items():
+            own[key] = Picture(store.shard("prompts", shard) / str(row.part), row.part_row, "image", row.digest)
+    first, second, *_ = true.asked
+    pictures = {key: own[key] for key in (first, second)}
+    texts = references(settings, {key: one.caption for key, one in true.asked.items()}, pictures, ["clip_large"])
+    found = measure([Pair(key, key) for key in true.asked], true.side, true.side, texts)
+    assert found.cells["clip_image"].samples == 1 and found.cells["clip_text_large"].samples == len(true.asked)
+    rows = {sample.key: sample for sample in found.samples}
+    assert rows[first].status == "too_large" and "image of its prompt" in rows[first].reason
+    assert rows[second].status == "ok"
 
 
 @pytest.fixture(scope="module")
