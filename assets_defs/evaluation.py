@@ -104,7 +104,9 @@ def looks(
 
 def named(what: str, settings: Settings, result: Result) -> str:
     """The name of an entry about one result: the UI draws a curve of each name over materialisations."""
-    model = re.sub(r"[^A-Za-z0-9]+", "_", result.model.partition(":")[0]).strip("_")  # what follows explains the name
+    from gap3d.evaluation.retrieved import LABEL  # brings torch
+
+    model = re.sub(r"\W+", "_", result.model.removesuffix(f": {LABEL}")).strip("_")  # which explains the name
     where = "" if result.collection == settings.collection else f"on_{result.collection}"
     return "_".join(filter(None, (model, what, where)))
 

@@ -41,7 +41,13 @@ def write(
         SystemicFault: a result is damaged.
     """
     folders = list(dict.fromkeys([folder, *others]))
-    results = {result.fingerprint: result for each in folders for table in TABLES for result in find(each, table)}
+    # By name too: the same token sets may be measured as a step of a training, and as what the training came to.
+    results = {
+        (result.collection, result.model, result.fingerprint): result
+        for each in folders
+        for table in TABLES
+        for result in find(each, table)
+    }
     shown = list(results.values())
     head = {"title": f"{folder.name}: the evaluation", "made": now(), "notes": notes_of(folder, shown, published)}
     album = Album(folder.parent)

@@ -3,6 +3,7 @@
 import base64
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -207,6 +208,15 @@ def test_a_result_stands_in_the_row_of_its_model_by_any_of_its_names_and_others_
     }
     assert stand["4"] == {row: [names[row]] for row in ("pretrained", "pretrained-prompted")}
     assert not any(block["rows"] for number in ("1", "2") for block in tables[number]["blocks"] if not block["dataset"])
+
+
+def test_the_same_numbers_under_two_names_are_two_rows(tmp_path):
+    one = result(step=3000)
+    for model in (one.model, "step 3000"):
+        save(tmp_path / "coco", replace(one, model=model), [Sample("a")])
+    (table,) = (each for each in data_of(write(tmp_path / "coco").read_text())["tables"] if each["number"] == "2")
+    rows = {row["name"]: [each["model"] for each in row["ours"]] for row in table["blocks"][0]["rows"]}
+    assert rows["pretrained"] == ["pretrained"] and rows["step 3000"] == ["step 3000"]
 
 
 def run(*flags):

@@ -42,6 +42,8 @@ def test_a_number_is_set_against_the_papers_only_where_both_are_of_one_thing(tmp
     assert "bent" in of("fd_pointnet", "3", **bent, counts={"ok": 1250}).why
     as_released = of("fd_pointnet", "3", **bent, counts={"ok": 1249, "timeout": 1}, quirks=("ray_depth",))
     assert as_released.value == pytest.approx(0.14)
+    few = of("fd_pointnet", "3", **bent, counts={"ok": 50, "timeout": 1200}, quirks=("ray_depth",))
+    assert few.value is None and "50 of 1,250 samples" in few.why
 
 
 def test_a_users_file_lies_over_the_transcribed_numbers_and_leaves_the_others(tmp_path):
