@@ -117,7 +117,7 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
         model=model or f"{name}: {method}",
         pairs=paired(true, chosen, NOT_TRIED),
         side=side,
-        captions={each: text_of(true, each, asked[key]) for each, key in chosen.items() if key in asked},
+        captions=texts_of(true.captions, {each: asked[key] for each, key in chosen.items() if key in asked}),
         pictures={each: pictures[key] for each, key in chosen.items() if key in pictures},
         checkpoint=checkpoint,
         untrained=untrained,
@@ -152,12 +152,25 @@ def renders_by_digest(true: TrueObjects) -> dict[str, Picture]:
     return found
 
 
-def text_of(true: TrueObjects, object_id: str, asked: Mapping[str, Any]) -> str:
-    """The text that pictures are scored against: the prompt, less what was appended to the object's own caption."""
-    captions = true.captions.get(object_id, ())
-    choice = asked["caption_index"]
-    caption = captions[choice] if choice < len(captions) else ""
-    return caption if caption and asked["prompt"].startswith(f"{caption} ") else str(asked["prompt"])
+def texts_of(captions: Mapping[str, Sequence[str]], asked: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The texts that pictures are scored against: prompts, less the suffix that was appended to every one of them.
+
+    What follows an object's caption in its own prompt alone is no suffix: somebody asked for more than the caption.
+
+    Args:
+        captions: of true objects, by object_id.
+        asked: rows of prompts, likewise.
+    """
+    prompts = {key: str(row["prompt"]) for key, row in asked.items()}
+    appended = set()
+    for key, row in asked.items():
+        caption = "".join(captions.get(key, ())[row["caption_index"] :][:1])
+        if caption and prompts[key].startswith(f"{caption} "):
+            appended.add(prompts[key][len(caption) :])
+    suffix = min(
+        (each for each in appended if all(text.endswith(each) for text in prompts.values())), default="", key=len
+    )
+    return {key: text.removesuffix(suffix) for key, text in prompts.items()}
 
 
 def of_collection(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:

@@ -38,7 +38,7 @@ from pipelines import generation_metrics, prompts, trellis
 from pipelines.generation_metrics import of_objects, shaped
 from pipelines.generation_objects import parent_of, true_objects
 from pipelines.generation_references import Picture, references
-from pipelines.generation_sources import pictures_of
+from pipelines.generation_sources import pictures_of, texts_of
 from pipelines.job import NotReady
 from pipelines.prompts import existing
 
@@ -261,6 +261,19 @@ def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts_against_th
     assert rows[first]["clip_image"] == pytest.approx(similarity(views, opened(io.BytesIO(png))), rel=1e-5)
     with pytest.raises(ValueError, match="has objects of trellis-image: say trellis:seen:METHOD"):
         of_objects(settings, "trellis:seen:gap3d", "")
+
+
+def test_a_suffix_of_all_prompts_is_no_part_of_the_texts_and_more_that_one_prompt_asks_for_is():
+    captions = {"a": ["a long chair", "chair"], "b": ["a car"]}
+
+    def texts(for_a, for_b):
+        rows = {"a": {"prompt": for_a, "caption_index": 1}, "b": {"prompt": for_b, "caption_index": 0}}
+        return list(texts_of(captions, rows).values())
+
+    assert texts("chair on black.", "a car on black.") == ["chair", "a car"]
+    assert texts("chair with golden legs", "a car of glass") == ["chair with golden legs", "a car of glass"]
+    assert texts("chair", "a car of glass") == ["chair", "a car of glass"]
+    assert texts("an armchair on black.", "a car on black.") == ["an armchair", "a car"]  # was described anew since
 
 
 def test_pictures_of_prompts_are_what_was_seen_else_their_own():
