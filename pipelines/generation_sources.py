@@ -7,6 +7,7 @@ meshes:DIR                   a folder of meshes of any generator, which are rend
 retrieved:MODEL              no generation: see pipelines.retrieved
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ from pipelines.prompts import existing
 from pipelines.report import Report, merge
 from pipelines.trellis import METHODS, STAGE, stage_of
 
+log = logging.getLogger(__name__)
 CAPTIONS = "captions.csv"
 SHOWN = 10  # names in a result
 NOT_TRIED = Failure(Status.MISSING, "nothing was generated for it")
@@ -221,6 +223,15 @@ def of_pictures(settings: Settings, place: str, model: str, true: TrueObjects) -
     objects = objects_in(root)
     table = root / CAPTIONS
     said = read_captions(table) if table.is_file() else {}
+    names = {path.name for path in objects.values()}
+    if strange := sorted(set(said) - names):
+        words = (
+            f"{table} has captions of {len(strange)} folders that are not in {root}, e.g. {strange[0]!r}: its column "
+            f"path holds names such as {min(names)!r}"
+        )
+        if not names & set(said):
+            raise ValueError(words)
+        log.warning("%s", words)
     captions = {key: said[path.name] for key, path in objects.items() if said.get(path.name)}
     matched = match({key: of_key(key) for key in objects}, true.known, true.base.collection)
     chosen = measured_of(true, matched.generated)

@@ -205,6 +205,10 @@ def test_pictures_without_depth_have_no_cloud_and_their_own_captions(toys, tmp_p
 def test_a_folder_of_strangers_is_a_sentence(toys, tmp_path):
     root, rows = toys
     place = as_folder(rows, tmp_path / "strangers", lambda key: f"stranger {IDS.index(key)}")
+    (place / "captions.csv").write_text("path,captions\nstranger 0.obj,a text\n")
+    with pytest.raises(ValueError, match=r"captions of 1 folders .* 'stranger 0\.obj': .* names such as 'stranger 0'"):
+        of_objects(settings_of(root, views=(8,)), f"pictures:{place}", "strangers")
+    (place / "captions.csv").unlink()
     with pytest.raises(ValueError, match=r"none of the 4 generated objects.*true objects of collection toys"):
         of_objects(settings_of(root, views=(8,)), f"pictures:{place}", "strangers")
     for spec in ("toys", "pictures:", "meshes", "nonsense:toys"):
