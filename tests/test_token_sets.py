@@ -87,6 +87,14 @@ def test_generated_sets_come_with_the_prompts_that_failed_and_the_keys_that_are_
     assert (described["source"], described["trained"], described["normalised"]) == ("generated", False, False)
 
 
+def test_images_without_targets_are_told_where_those_that_were_not_wanted_are_not(tmp_path, caplog):
+    store, _ = collection(tmp_path, 6, shards=1)
+    write_index(store, rejected={"0002/000"}, failed={"0001/000", "0004/000"})
+    with open_tokens(store) as sets:
+        assert sets.description["without_targets"] == {"import_error": 2} and len(sets) == 3
+    assert "2 images of collection test have no targets (2 import_error)" in caplog.text
+
+
 def columns(form):
     """(columns of a plain shard, its patches) in one of the forms that they may have."""
     nested = pa.list_(pa.list_(pa.float32()))
