@@ -164,7 +164,11 @@ def column(
             thing = "text" if metric.kind == "text" else "picture"
             return Column(metric, Cell(None, note=f"no prompt has a {thing}"), {})
         fit = {key: each for key, each in references.items() if isinstance(each, Tensor)}
-        unfit = {key: told(why, f"{metric.kind} of its prompt") for key, why in references.items() if key not in fit}
+        unfit = {
+            key: told(why, f"{metric.kind} of its prompt")
+            for key, why in references.items()
+            if isinstance(why, Failure)
+        }
         lacking = {pair.key: why for pair in pairs if (why := fault_of(pair, theirs) or unfit.get(pair.key))}
         return scored(metric, pairs, theirs, fit, lacking, how)
     ours = true.get(metric.extractor)

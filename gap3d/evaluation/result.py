@@ -90,7 +90,7 @@ class Result:
         cells: by column.
         fingerprint: of all that the numbers depend on.
         trained: whether all that made and measured it is trained; else the numbers mean nothing.
-        label: what is untrained, loudly; else "trained".
+        label: what is untrained, loudly; else "trained", or that nobody says so.
         checkpoint: of the aligner (``stage``, ``run``, ``step``, ``digest``); empty for other models.
         quirks: of the released evaluation, by name.
         protocol: seeds, steps, extractors, sources: all that is needed to repeat it.

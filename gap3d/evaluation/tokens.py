@@ -169,6 +169,15 @@ class TokenSets:
         return None
 
 
+def worth(predicted: TokenSets, true: TokenSets) -> tuple[bool, str]:
+    """(whether nothing is known to be untrained, that in words): nobody vouches for the shards of strangers."""
+    said = {"predictions": predicted.description, "targets": true.description}
+    if untrained := [f"{name}: {about['label']}" for name, about in said.items() if about["trained"] is False]:
+        return False, "; ".join(untrained)
+    unknown = " and ".join(name for name, about in said.items() if about["trained"] is None)
+    return True, f"nobody says whether {unknown} are trained" if unknown else "trained"
+
+
 def open_tokens(place: Store | Path | str) -> TokenSets:
     """Token sets at a place.
 
