@@ -165,6 +165,7 @@ def measured(row: Wanted, settings: Settings) -> tuple[Result, ShardReport]:
     fingerprint = fingerprints.digest_of(
         {
             "code": fingerprints.code_version("alignment"),
+            "collection": row.collection,  # a result says what it was measured on, which may be called otherwise since
             "predicted": row.predicted.description["digest"],
             "true": row.true.description["digest"],
             "pairs": row.pairs,

@@ -87,7 +87,14 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
         "true": subject.true.description["digest"],
     }
     fingerprint = digest_of(
-        {"code": code_version(TABLE), "quirks": quirks, "model": subject.model, **bootstrap, **inputs}
+        {
+            "code": code_version(TABLE),
+            "quirks": quirks,
+            "model": subject.model,
+            "collection": subject.collection,  # by the name that the result says, which may be another one since
+            **bootstrap,
+            **inputs,
+        }
     )
     if held := known(subject.home, TABLE, subject.model, fingerprint):
         return held, report_of(subject, held, computed=False)

@@ -247,6 +247,17 @@ def test_both_sides_can_be_collections_by_name(tmp_path):
     assert result.folder.parent.parent.parent == tmp_path / "test"
 
 
+def test_a_renamed_collection_is_measured_under_its_new_name(tmp_path):
+    collection(tmp_path, 6)
+    settings = load_settings("demo", store=tmp_path, collection="mine")
+    alignment_metrics.of_places(settings, "test", "test", "itself")
+    (tmp_path / "test").rename(tmp_path / "renamed")
+    for _ in range(2):
+        result, report = alignment_metrics.of_places(settings, "renamed", "renamed", "itself")
+        assert report.shard == f"{result.collection}/{result.model}" == "renamed/itself"
+    assert not report.computed
+
+
 def test_between_plain_folders_every_key_of_either_is_a_pair(tmp_path):
     settings = load_settings("demo", store=tmp_path / "store", collection="mine")
     npz(tmp_path / "p.npz", ["a", "b", "c"], patches=normalised(3, 4, 8))
