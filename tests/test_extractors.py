@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from gap3d.evaluation.extractors import load_pictures
+from gap3d.evaluation_settings import EvaluationSettings
 from gap3d.features.encoder import UNTRAINED_MARK
 from gap3d.metrics.extractors import clip, inception
 from gap3d.metrics.extractors.clip import ClipFeatures, clip_score
@@ -214,3 +216,11 @@ def test_no_extractor_enlarges_a_strip_beyond_the_limit_of_pixels(size):
     with pytest.raises(Failure, match="beyond") as caught:
         InceptionFeatures("random-small").pixels(Image.new("RGB", size))
     assert caught.value.status is Status.TOO_LARGE
+
+
+@pytest.mark.parametrize("name", ["clip", "clip_large"])
+def test_the_clip_whose_weights_are_missing_is_named_by_its_own_setting(tmp_path, name):
+    with pytest.raises(SystemicFault, match=rf"in evaluation\.{name} \(--evaluation\.{name} DIR\)"):
+        load_pictures(
+            name, EvaluationSettings(**{"clip": "random-small", "clip_large": "random-small", name: str(tmp_path)})
+        )
