@@ -348,6 +348,23 @@ def test_what_does_not_fit_is_a_sentence_that_says_what_to_do(tmp_path, write, w
         open_tokens(folder)
 
 
+@pytest.mark.parametrize("shape", [[5, None], "5x6", 30, [5.0, 6.0], {"rows": 5}])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_shape_that_is_none_costs_its_rows_and_nothing_where_lists_tell_it_themselves(tmp_path, shape, packed):
+    flat = [row.tobytes() if packed else row.ravel().tolist() for row in PATCHES]
+    sound = [5, 6] if isinstance(shape, list) and None in shape else shape
+    table = {"key": KEYS, "shape": [shape, *[sound] * 6]}
+    pq.write_table(pa.table({**table, "patches": flat}), tmp_path / "a.parquet")
+    if sound is shape:
+        with pytest.raises(ValueError, match=r"no row .* can be read; .* no list of whole numbers"):
+            open_tokens(tmp_path)
+    else:
+        found, failures = read(tmp_path, KEYS)
+        assert len(found) == 6 and "no list of whole numbers" in failures[KEYS[0]].reason
+    pq.write_table(pa.table({**table, "patches": PATCHES.tolist()}), tmp_path / "a.parquet")
+    assert len(read(tmp_path, KEYS)[0]) == 7
+
+
 def test_a_collection_without_token_sets_and_a_place_that_is_not_there_say_so(tmp_path):
     with pytest.raises(ValueError, match="neither generated token sets nor a dataset"):
         open_tokens(Store(tmp_path, "empty", 1))
