@@ -28,18 +28,22 @@ from gap3d.evaluation_settings import EvaluationSettings
 from gap3d.metrics.extractors.clip import ClipFeatures
 from gap3d.parts import read_rows
 from gap3d.prompts import of_rows
+from gap3d.records import Outcome
 from gap3d.samples import write_samples
 from gap3d.schemas import CATALOG, RENDERS
-from gap3d.settings import RenderSettings
+from gap3d.settings import Limits, RenderSettings
 from gap3d.store import Store
 from gap3d.transforms import transforms
 from gap3d.trellis.seeds import caption_of
 from pipelines import generation_metrics, prompts, trellis
+from pipelines.around import FROM
+from pipelines.evaluation_report import folders_of
 from pipelines.generation_metrics import of_objects, shaped
 from pipelines.generation_objects import parent_of, true_objects
 from pipelines.generation_references import Picture, references
 from pipelines.generation_sources import pictures_of, texts_of
 from pipelines.job import NotReady
+from pipelines.measured import homes
 from pipelines.prompts import existing
 
 SIZE, OBJECTS = 32, 4
@@ -357,6 +361,22 @@ def test_a_folder_of_meshes_comes_through_the_line_from_all_around(toys, tmp_pat
     (same,), later = of_objects(settings, f"collection:{name}", "collection")
     assert same.cells == result.cells and later.count("computed", "renders") == 0
     assert parent_of(settings, existing(settings, f"{name}-around")).collection == name
+
+
+def test_results_lie_with_the_objects_whose_renders_from_all_around_are_the_true_ones(toys, tmp_path):
+    source = Store(toys[0], "toys", 1)
+    for name in ("toys", "mine"):
+        Store(tmp_path, name, 1)
+    around = Store(tmp_path, "toys-around", 1)
+    with around.writer("catalog", "0", CATALOG, TOGETHER, Limits()) as writer:
+        for key, row in source.read(source.manifest("catalog", "0")).items():
+            data = {name: value for name, value in row.items() if name != "key"}
+            writer.add(Outcome(stage="catalog", key=key, data=data), {FROM: "toys"})
+        writer.finish(set(IDS))
+    settings = settings_of(tmp_path, true="toys-around").model_copy(update={"collection": "mine"})
+    assert {home.name for home in homes(settings)} == {"mine", "toys-around", "toys"}
+    assert [folder.name for folder in folders_of(settings)] == [home.name for home in homes(settings)]
+    assert folders_of(settings)[0].name == "mine"
 
 
 def test_a_model_that_is_not_trained_is_a_sentence(toys):
