@@ -91,8 +91,10 @@ def looks(
     for result in results:
         made[named("samples", settings, result)] = sum(result.counts.values())
         made[named("failed", settings, result)] = sum(result.counts.values()) - result.counts.get("ok", 0)
-        made[named("step", settings, result)] = int(result.checkpoint.get("step", 0))
-        made[named("result", settings, result)] = dg.MetadataValue.path(result.folder or "")
+        made[named("step", settings, result)] = int(result.checkpoint.get("step") or 0)
+        made[named("result", settings, result)] = dg.MetadataValue.path(
+            result.folder.absolute() if result.folder else ""
+        )
     return made | {
         "not_measured": "\n".join(not_measured) or "nothing",
         "quirks": ", ".join(dict.fromkeys(quirk for result in results for quirk in result.quirks)) or "none",
@@ -104,11 +106,16 @@ def looks(
 
 def named(what: str, settings: Settings, result: Result) -> str:
     """The name of an entry about one result: the UI draws a curve of each name over materialisations."""
+    model = re.sub(r"\W+", "_", called(result)).strip("_")
+    where = "" if result.collection == settings.collection else f"_on_{result.collection}"
+    return f"{model}_{what}{where}{'_as_released' if result.quirks else ''}"
+
+
+def called(result: Result) -> str:
+    """Its model, less what only explains the name."""
     from gap3d.evaluation.retrieved import LABEL  # brings torch
 
-    model = re.sub(r"\W+", "_", result.model.removesuffix(f": {LABEL}")).strip("_")  # which explains the name
-    where = "" if result.collection == settings.collection else f"on_{result.collection}"
-    return "_".join(filter(None, (model, what, where)))
+    return result.model.removesuffix(f": {LABEL}")
 
 
 def picture(name: str, png: bytes) -> dg.MetadataValue:
@@ -129,7 +136,7 @@ def table_of(settings: Settings, results: Sequence[Result]) -> str:
     from gap3d.exports.card import plain, table
 
     columns = columns_of(results)
-    head = ["", *(plain(named("", settings, result)) + ("" if result.trained else " UNTRAINED") for result in results)]
+    head = ["", *(plain(heading(settings, result)) for result in results)]
     texts = []
     for intervals in (True, False):
         lines = [
@@ -141,6 +148,13 @@ def table_of(settings: Settings, results: Sequence[Result]) -> str:
         ]
         texts.append("\n".join(table(head, lines)).strip())
     return next((text for text in texts if len(text) < FOLD), texts[-1])
+
+
+def heading(settings: Settings, result: Result) -> str:
+    """What stands over a result's column."""
+    where = "" if result.collection == settings.collection else f" on {result.collection}"
+    how = (" as released" if result.quirks else "") + ("" if result.trained else " UNTRAINED")
+    return f"{called(result)}{where}{how}"
 
 
 def told(cell: Cell | None, *, intervals: bool) -> str:

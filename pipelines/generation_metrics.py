@@ -22,7 +22,7 @@ from typing import Any, Final
 if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
     sys.path.pop(0)
 
-from gap3d.evaluation.generation import KERNEL_SCALE, METRICS, Measuring, Table, measure
+from gap3d.evaluation.generation import KERNEL_SCALE, Measuring, Table, measure
 from gap3d.evaluation.quirks import QUIRKS, of_table
 from gap3d.evaluation.result import Cell, Result, find, known, save
 from gap3d.features.encoder import UNTRAINED
@@ -33,7 +33,8 @@ from pipelines import retrieved
 from pipelines.command import parse, parser, resolved, say, sentences, stop
 from pipelines.generation_objects import Subject, TrueObjects, true_objects
 from pipelines.generation_references import references
-from pipelines.generation_sources import subject_of
+from pipelines.generation_sources import require, subject_of
+from pipelines.predictions import checkpoint_of
 from pipelines.prompts import existing
 from pipelines.report import Report, ShardReport, merge
 from pipelines.trellis import METHODS, stage_of
@@ -57,6 +58,8 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
 
 def of_settings(settings: Settings) -> tuple[list[Result], Report]:
     """The rows that settings ask for, and what was done; see ``run``."""
+    for model in settings.evaluation.models:
+        checkpoint_of(settings, model)  # before hours of rendering
     true, report = true_objects(settings)
     rows = [measured(settings, true, retrieved.subject(settings, model, true)) for model in settings.evaluation.models]
     for spec in shaped(settings, true):
@@ -74,6 +77,7 @@ def of_objects(settings: Settings, spec: str, model: str) -> tuple[list[Result],
         spec: what was generated (``pipelines.generation_sources``).
         model: what the row is called; empty lets it name itself.
     """
+    require(settings, spec)
     true, report = true_objects(settings)
     subject, extracted = subject_of(settings, spec, model, true)
     result, row = measured(settings, true, subject)
@@ -213,11 +217,7 @@ def protocol_of(
 def checks_of(table: Table) -> dict[str, Any]:
     """What was found to hold."""
     good = sum(sample.status is Status.OK for sample in table.samples)
-    empty = [name for name, cell in table.cells.items() if cell.value is None]
-    return {
-        "objects": {"passed": good == len(table.samples), "measured": good, "expected": len(table.samples)},
-        "columns": {"passed": not empty, "without_value": empty, "expected": len(METRICS)},
-    }
+    return {"objects": {"passed": good == len(table.samples), "measured": good, "expected": len(table.samples)}}
 
 
 def report_of(result: Result, computed: int) -> ShardReport:

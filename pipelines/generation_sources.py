@@ -28,11 +28,13 @@ from gap3d.trellis.seeds import caption_of
 from pipelines import pictured, retrieved
 from pipelines.generation_objects import Subject, TrueObjects, featured, from_all_around, paired, rendered_around
 from pipelines.generation_references import Picture
+from pipelines.predictions import checkpoint_of
 from pipelines.prompts import existing
 from pipelines.report import Report, merge
 from pipelines.trellis import METHODS, STAGE, stage_of
 
 log = logging.getLogger(__name__)
+KINDS = ("trellis", "collection", "pictures", "meshes", "retrieved")
 CAPTIONS = "captions.csv"
 SHOWN = 10  # names in a result
 NOT_TRIED = Failure(Status.MISSING, "nothing was generated for it")
@@ -52,20 +54,66 @@ def subject_of(settings: Settings, spec: str, model: str, true: TrueObjects) -> 
         ValueError: it means nothing, or none of its objects stands for a true one.
         NotReady: an earlier stage has to run.
     """
-    kinds: Mapping[str, Callable[[Settings, str, str, TrueObjects], Found]] = {
+    kind, place = parted(spec)
+    found: Mapping[str, Callable[[Settings, str, str, TrueObjects], Found]] = {
         "trellis": of_trellis,
         "collection": of_collection,
         "pictures": of_pictures,
         "meshes": of_meshes,
         "retrieved": of_retrieved,
     }
+    return found[kind](settings, place, model, true)
+
+
+def parted(spec: str) -> tuple[str, str]:
+    """Kind and place.
+
+    Raises:
+        ValueError: there are no objects of such a kind, or no place is named.
+    """
     kind, _, place = spec.partition(":")
-    if kind not in kinds or not place:
+    if kind not in KINDS or not place:
         raise ValueError(
             f"--generated {spec}: say what kind of objects it is: trellis:COLLECTION[:METHOD], collection:NAME, "
             "pictures:DIR, meshes:DIR or retrieved:MODEL"
         )
-    return kinds[kind](settings, place, model, true)
+    return kind, place
+
+
+def require(settings: Settings, spec: str) -> None:
+    """Prove that there is something at a place, before hours of rendering what it is to be compared with.
+
+    Raises:
+        ValueError: there is not.
+        NotReady: the training is not there yet.
+    """
+    kind, place = parted(spec)
+    if kind == "retrieved":
+        checkpoint_of(settings, place)
+    elif kind == "trellis":
+        method_of(existing(settings, place.partition(":")[0]), place.partition(":")[2])
+    elif kind == "collection":
+        existing(settings, place)
+    elif kind == "pictures":
+        objects_in(Path(place).expanduser().absolute())
+    elif not Path(place).expanduser().is_dir():
+        raise ValueError(f"--generated {spec}: there is no such folder")
+
+
+def method_of(made: Store, method: str) -> str:
+    """The method whose objects are meant; empty means the only one that there is.
+
+    Raises:
+        ValueError: there are none of it, or of several.
+    """
+    there = [each for each in METHODS if any(made.manifest(stage_of(each), shard).rows for shard in made.shards)]
+    if method not in there if method else len(there) != 1:
+        name = made.collection
+        raise ValueError(
+            f"collection {name} has objects of {', '.join(there) or 'no method'}: "
+            + (f"say trellis:{name}:METHOD" if there else f"run `python -m pipelines.trellis --from {name}` first")
+        )
+    return method or there[0]
 
 
 def of_retrieved(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
@@ -78,13 +126,7 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
     """What TRELLIS made of a collection's prompts."""
     name, _, method = place.partition(":")
     made = existing(settings, name)
-    there = [each for each in METHODS if any(made.manifest(stage_of(each), shard).rows for shard in made.shards)]
-    if method not in there if method else len(there) != 1:
-        raise ValueError(
-            f"--generated trellis:{place}: collection {name} has objects of {', '.join(there) or 'no method'}: "
-            + (f"say trellis:{name}:METHOD" if there else f"run `python -m pipelines.trellis --from {name}` first")
-        )
-    method = method or there[0]
+    method = method_of(made, method)
     stage = f"{STAGE}-{method}"
     source = pictured.source_of(settings, f"{name}:{method}")
     asked: dict[str, dict[str, Any]] = {}
@@ -185,8 +227,6 @@ def of_collection(settings: Settings, place: str, model: str, true: TrueObjects)
 def of_meshes(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
     """A folder of meshes: brought through our own line, from all around, in a collection of its own."""
     root = Path(place).expanduser().absolute()
-    if not root.is_dir():
-        raise ValueError(f"--generated meshes:{place}: there is no folder {root}")
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", root.name).strip("-.") or "objects"
     name = f"{slug}-meshes-{digest_of(str(root))[:8]}"
     known = (settings.store / name / "collection.json").exists()

@@ -61,7 +61,7 @@ def open_place(root, monkeypatch, instance, **values):
 
 
 @pytest.fixture(scope="module")
-def finished(walked, tmp_path_factory):
+def finished(walked, one_thread, tmp_path_factory):
     """Both trainings, then all of the evaluation in one run along with its checks; never changed by a test."""
     root = tmp_path_factory.mktemp("evaluation")
     shutil.copytree(walked[0], root, dirs_exist_ok=True)
@@ -185,6 +185,30 @@ def test_a_new_checkpoint_adds_a_line_to_the_history(place, monkeypatch):
     found = metadata(place.instance, "alignment_metrics")
     assert (found["checkpoints_measured"], found["computed"], found["finetuned_step"]) == (3, 2, 8)
     assert [line.split("|")[2].strip() for line in found["history_table"].splitlines()[2:]] == ["6", "6", "8"]
+
+
+@pytest.mark.slow
+def test_numbers_on_another_collection_have_its_name(place, monkeypatch):
+    store = place.root / "store"
+    shutil.copytree(store / "test", store / "other", ignore=shutil.ignore_patterns("evaluation", "aligner"))
+    both = {"EVALUATION__COLLECTIONS": '["test", "other"]', "EVALUATION__MODELS": '["pretrained"]'}
+    wider = open_place(place.root, monkeypatch, place.instance, **both)
+    assert materialize(wider.defs, place.instance, "alignment_metrics").success
+    found = metadata(place.instance, "alignment_metrics")
+    assert found["pretrained_cosine_cls_on_other"] == found["pretrained_cosine_cls"]  # it is a copy
+    assert Path(found["pretrained_result_on_other"]).is_relative_to(store / "other" / "evaluation")
+    assert found["computed"] == 2
+    assert "pretrained on other" in found["measured"]
+
+
+def test_numbers_with_the_released_quirks_are_no_points_of_the_same_curves(place, monkeypatch):
+    released = open_place(place.root, monkeypatch, place.instance, EVALUATION__QUIRKS='["paper"]')
+    assert materialize(released.defs, place.instance, "retrieval_metrics").success
+    found = metadata(place.instance, "retrieval_metrics")
+    assert {"finetuned_cls_r1_as_released", "finetuned_patches_r10_as_released"} <= found.keys()
+    assert "finetuned_cls_r1" not in found
+    assert found["quirks"] == "unsorted_list, float16_vectors"
+    assert "as released" in found["measured"]
 
 
 def altered(place, table, column, value):
@@ -315,15 +339,12 @@ def test_new_data_train_and_are_measured_in_one_run(automatic):
     assert automatic.tick() == set()
 
 
-def test_an_aligner_that_a_person_trained_is_measured_and_the_same_weights_are_not(automatic):
+def test_what_a_person_made_anew_is_followed_by_what_depends_on_it_and_the_same_again_by_nothing(automatic):
     automatic.came("finetuned_aligner", version="other")
     assert automatic.tick() == of(*ASSETS)
     one_run(automatic, "other", *ASSETS)
     assert automatic.tick() == set()
     automatic.came("finetuned_aligner", version="other")
     assert automatic.tick() == set()
-
-
-def test_a_table_that_a_person_measured_is_followed_by_the_report(automatic):
-    automatic.came("retrieval_metrics", version="other")
+    automatic.came("retrieval_metrics", version="measured by hand")
     assert automatic.tick() == of("evaluation_report")

@@ -22,7 +22,7 @@ from pipelines.evaluation_report import main, write
 def place(tmp_path_factory):
     """A store of results, and the report on them in a browser's reach."""
     root = tmp_path_factory.mktemp("evaluation")
-    samples = [Sample("a", values={"x": 1.0}), Sample("b", Status.TIMEOUT, HOSTILE)]
+    samples = [*(Sample(f"a{n}", values={"x": 1.0}) for n in range(199)), Sample("b", Status.TIMEOUT, HOSTILE)]
     picture = grid(["a"], ["b"], [[Tile(picture=np.full((96, 96, 3), 200, np.uint8))]], "Figure 2")
     odd = {"cls_r10": Cell(77.75, note="too <b>few</b>"), "mine": Cell(0.00012345), "patches_r10": Cell(None)}
     untrained = {"trained": False, "label": f"UNTRAINED: random-small {HOSTILE}"}
@@ -140,7 +140,7 @@ def test_untrained_weights_are_told_at_the_top_and_in_their_row_and_failures_are
     assert "UNTRAINED" in top and "random-small" in top
     block = browser.driver.find_element("css selector", '[data-table="2"][data-block="demo"]')
     assert "UNTRAINED" in block.find_element("css selector", 'tr[data-line="ours"] th').text
-    assert "1 timeout of 2 samples" in block.text
+    assert "1 timeout of 200 samples" in block.text
 
 
 @needs_browser

@@ -55,6 +55,14 @@ def test_samples_are_read_back_as_they_were_given(alignment, retrieval):
     assert [sample.status for sample in read_samples(alignment.folder)] == [Status.OK] * 4 + [Status.MISSING]
 
 
+def test_an_object_that_lacks_one_measure_counts_in_the_means_of_the_others(tmp_path):
+    samples = [Sample(f"{number}", values={"clip_text": score}) for number, score in enumerate((20.0, 22.0))]
+    samples.append(Sample("2", Status.EMPTY_RENDER, "fd_pointnet: too few points", {"clip_text": 27.0}))
+    assert remade(save(tmp_path, result("generation", {"clip_text": Cell(23.0, samples=3)}), samples)) == []
+    (sentence,) = remade(save(tmp_path, result("generation", {"clip_text": Cell(21.0, samples=2)}), samples))
+    assert "clip_text" in sentence
+
+
 @pytest.mark.parametrize("check", CHECKS)
 def test_what_was_measured_is_sound(alignment, retrieval, check):
     assert check(alignment) == check(retrieval) == []

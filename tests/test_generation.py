@@ -124,6 +124,15 @@ def test_the_distance_of_two_sampled_gaussians_is_the_closed_form(tmp_path):
     assert cells["fd_dinov2"].value is None and cells["clip_text"].value is None
 
 
+def test_how_many_objects_are_read_at_once_changes_nothing_but_rounding(sides, monkeypatch):
+    _, _, true, made = sides
+    whole = measure(pairs_of(12), true, made, references(12, 2)).cells
+    monkeypatch.setattr("gap3d.evaluation.feature_rows.AT_ONCE", 1)
+    assert [len(each) for each in true["clip"].batches(["003", "001", "003"])] == [1, 1, 1]
+    for name, cell in measure(pairs_of(12), true, made, references(12, 2)).cells.items():
+        assert cell.value == pytest.approx(whole[name].value, rel=1e-9)
+
+
 def test_a_set_has_no_distance_to_itself(sides):
     _, _, true, _ = sides
     cells = measure(pairs_of(12), true, true, {}).cells

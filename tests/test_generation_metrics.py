@@ -215,9 +215,23 @@ def test_a_folder_of_strangers_is_a_sentence(toys, tmp_path):
     (place / "captions.csv").unlink()
     with pytest.raises(ValueError, match=r"none of the 4 generated objects.*true objects of collection toys"):
         of_objects(settings_of(root, views=(8,)), f"pictures:{place}", "strangers")
-    for spec in ("toys", "pictures:", "meshes", "nonsense:toys"):
-        with pytest.raises(ValueError, match="say what kind of objects"):
-            of_objects(settings_of(root, views=(8,)), spec, "")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        *((spec, "say what kind of objects") for spec in ("toys", "pictures:", "meshes", "nonsense:toys")),
+        ("pictures:/nowhere", "/nowhere is no folder"),
+        ("meshes:/nowhere", "no such folder"),
+        ("collection:nothing", "no collection nothing"),
+        ("trellis:toys", r"has objects of no method: run `python -m pipelines\.trellis --from toys`"),
+        ("retrieved:/nowhere", "/nowhere is no aligner"),
+    ],
+)
+def test_objects_that_are_not_there_are_a_sentence_before_anything_is_rendered(toys, spec, words):
+    settings = settings_of(toys[0], true="not there either")
+    with pytest.raises(ValueError, match=words):
+        of_objects(settings, spec, "")
 
 
 def prompted(settings, name, true, images=None):
@@ -381,4 +395,4 @@ def test_results_lie_with_the_objects_whose_renders_from_all_around_are_the_true
 
 def test_a_model_that_is_not_trained_is_a_sentence(toys):
     with pytest.raises(NotReady, match=r"pipelines\.pretrain"):
-        generation_metrics.run(settings_of(toys[0], views=(8,), models=("pretrained",)))
+        generation_metrics.run(settings_of(toys[0], true="not there either", models=("pretrained",)))

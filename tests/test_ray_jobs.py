@@ -262,6 +262,23 @@ def test_an_address_where_no_ray_is_fails_with_the_address(place, dagster):
     assert f"no Ray at {nowhere}" in made.stderr
 
 
+def test_cancelling_a_job_run_ends_the_job_and_its_blenders(place, surroundings, head, slow_site):
+    running = busy(slow_site, place, slow_site.launch("renders", shard="2"))
+    started = time.monotonic()
+    assert seconds_to_end(running, slow_site) < 10
+    told = jobs(surroundings, head)[f"gap3d-{running.run[:8]}-renders-2-0"]
+    assert time.monotonic() - started < 30
+    assert told["status"] == "STOPPED"
+
+
+@pytest.mark.slow  # its button is that of a job run; that Ray ends with it, the test of the stopped Dagster says too
+def test_cancelling_an_inline_run_ends_its_blenders_and_its_ray(place, slow_site):
+    running = busy(slow_site, place, slow_site.launch("renders", shard="3", mode="inline"))
+    before = tree(slow_site.process.pid)
+    assert seconds_to_end(running, slow_site) < 10
+    wait_for(lambda: not [p for p in alive(before) if "raylet" in named(p)], 15, "the run's own Ray ends")
+
+
 def test_nothing_listens_beyond_loopback(head, slow_site, inline_run):
     ray_head = listening(tree(head.process.pid))
     dagster_and_its_ray = listening(tree(slow_site.process.pid))
@@ -271,22 +288,6 @@ def test_nothing_listens_beyond_loopback(head, slow_site, inline_run):
     assert any("raylet" in who for who in dagster_and_its_ray.values()), "the inline run has a Ray of its own"
     assert beyond_loopback(ray_head) == {}
     assert beyond_loopback(dagster_and_its_ray) == {}
-
-
-def test_cancelling_an_inline_run_ends_its_blenders_and_its_ray(slow_site, inline_run):
-    before = tree(slow_site.process.pid)
-    assert seconds_to_end(inline_run, slow_site) < 10
-    wait_for(lambda: not [p for p in alive(before) if "raylet" in named(p)], 15, "the run's own Ray ends")
-
-
-def test_cancelling_a_job_run_ends_the_job_and_its_blenders(place, surroundings, head, slow_site, inline_run):
-    assert slow_site.wait(inline_run.run) == "CANCELED"
-    running = busy(slow_site, place, slow_site.launch("renders", shard="2"))
-    started = time.monotonic()
-    assert seconds_to_end(running, slow_site) < 10
-    told = jobs(surroundings, head)[f"gap3d-{running.run[:8]}-renders-2-0"]
-    assert time.monotonic() - started < 30
-    assert told["status"] == "STOPPED"
 
 
 def test_telemetry_of_both_is_off(place, surroundings, head, slow_site):
@@ -302,20 +303,22 @@ def test_telemetry_of_both_is_off(place, surroundings, head, slow_site):
     assert dagster_says.stdout.strip() == "False", dagster_says.stderr
 
 
-def test_stopping_dagster_dev_in_the_middle_of_a_run_leaves_no_process(place, slow_site):
-    running = busy(slow_site, place, slow_site.launch("renders", shard="3", mode="inline"))
+def test_stopping_dagster_dev_in_the_middle_of_a_run_leaves_no_process(slow_site, inline_run):
     left = slow_site.stop()
     assert [named(process) for process in left] == []
-    assert alive(running.blenders) == []
+    assert alive(inline_run.blenders) == []
 
 
 @pytest.mark.slow
-def test_a_training_is_a_job_of_its_own_whose_result_the_asset_shows(place, surroundings, head):
+def test_a_training_and_its_evaluation_are_jobs_of_their_own_whose_results_the_assets_show(place, surroundings, head):
     collection(place / "model" / "store", 20)
-    settings = model_settings(place / "model", COMPUTE__MODE="job", COMPUTE__ADDRESS=head.address, COMPUTE__WORKERS="1")
+    few = {"EVALUATION__MODELS": '["pretrained"]', "EVALUATION__STEPS": "2", "EVALUATION__RESAMPLES": "50"}
+    jobs = {"COMPUTE__MODE": "job", "COMPUTE__ADDRESS": head.address, "COMPUTE__WORKERS": "1"}
+    settings = model_settings(place / "model", **jobs, **few)
     history = place / "model" / "history"
     history.mkdir()
-    words = ["asset", "materialize", "-m", "assets_defs.definitions", "--select", "pretrained_aligner"]
+    words = ["asset", "materialize", "-m", "assets_defs.definitions", "--select"]
+    words.append("pretrained_aligner,alignment_metrics")
     done = subprocess.run(
         [executable("dagster"), *words],
         env={**surroundings, **settings, "DAGSTER_HOME": str(history)},
@@ -329,5 +332,10 @@ def test_a_training_is_a_job_of_its_own_whose_result_the_asset_shows(place, surr
     assert json.loads(result.read_text())["step"] == 12
     listed = ray(surroundings, head, "job", "list").stdout
     assert "-pretrain-all-0" in listed
+    assert "-alignment_metrics-all-0" in listed
+    (measured,) = (place / "model" / "store" / "test" / "evaluation").glob("alignment/pretrained-*/result.json")
+    assert json.loads(measured.read_text())["counts"] == {"ok": 15}  # the captioned of 20 images
     for check in ("loss_fell", "no_nan", "resumable"):
         assert f"Asset check '{check}' on 'pretrained_aligner' passed" in done.stderr
+    for check in ("identity_holds", "every_sample_accounted", "metrics_possible"):
+        assert f"Asset check '{check}' on 'alignment_metrics' passed" in done.stderr

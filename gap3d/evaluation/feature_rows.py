@@ -13,7 +13,7 @@ from gap3d.manifest import LedgerRow
 from gap3d.parts import read_rows
 from gap3d.records import Failure, Status, SystemicFault
 
-AT_ONCE = 256  # objects in memory: 8 MB at 4 pictures and 2048 channels
+AT_ONCE = 1 << 28  # bytes in memory: 8192 objects of 4 pictures and 2048 channels
 
 
 class FeatureRows:
@@ -51,8 +51,10 @@ class FeatureRows:
         Args:
             names: of objects without failure; one may be named several times.
         """
-        for start in range(0, len(names), AT_ONCE):
-            some = names[start : start + AT_ONCE]
+        # Names are in another order than rows: each time all parts are read, so few times.
+        many = max(1, AT_ONCE // max(1, 4 * self.per_object * self.width))
+        for start in range(0, len(names), many):
+            some = names[start : start + many]
             found = self._read([key for name in dict.fromkeys(some) for key in self.members[name]])
             yield np.stack([np.stack([found[key] for key in self.members[name]]) for name in some])
 

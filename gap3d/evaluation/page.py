@@ -13,7 +13,7 @@ from gap3d.evaluation.published import Column, Published, difference
 from gap3d.evaluation.quirks import QUIRKS
 from gap3d.evaluation.result import Cell, Result
 
-TEMPLATE = "evaluation/evaluation.html"
+BODY = "evaluation/evaluation.html"
 STYLES = ("elements.css", "evaluation/evaluation.css")
 SCRIPTS = ("elements.js", "evaluation/evaluation.js")
 
@@ -80,7 +80,7 @@ def page(
             {**vars(each), "pictures": [picture_record(picture) for picture in each.pictures]} for each in comparisons
         ],
     }
-    return document.document(TEMPLATE, STYLES, SCRIPTS, str(head["title"]), data, "")
+    return document.document(BODY, STYLES, SCRIPTS, str(head["title"]), data, "")
 
 
 def stands_in(published: Published, name: str, result: Result) -> bool:

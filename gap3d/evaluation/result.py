@@ -68,9 +68,9 @@ class Sample:
 
     Attributes:
         key: of the sample; no two of a result have the same.
-        status: ok, or why it was not measured.
+        status: ok, or why it was not measured, or not in all that others were.
         reason: empty where it was.
-        values: its measures; empty where it was not.
+        values: its measures, as far as it has them.
     """
 
     key: str

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from gap3d.evaluation.result import Result, digest_of_samples, read_samples
-from gap3d.records import Status, SystemicFault
+from gap3d.records import SystemicFault
 
 ROUNDING = 1e-9  # relative, of a mean that is made again from the samples
 RETRIEVED = ("cls", "patches")
@@ -75,19 +75,20 @@ def not_measured(result: Result) -> list[str]:
 
 
 def remade(result: Result) -> list[str]:
-    """Cells of alignment and retrieval that are not what their samples give: means of measures, recalls of ranks.
+    """Cells that are not what their samples give: means of measures and scores, recalls of ranks.
 
+    An object of generation that lacks one measure counts in the means of the others.
     With the quirk ``batch_means`` a cell need not be the mean of its samples.
     """
     if result.folder is None or "batch_means" in result.quirks:
         return []
     try:
-        good = [sample.values for sample in read_samples(result.folder) if sample.status is Status.OK]
+        samples = [sample.values for sample in read_samples(result.folder)]
     except SystemicFault as fault:
         return [str(fault)]
     found = []
     for name, cell in result.cells.items():
-        values = values_of(name, good)
+        values = values_of(name, samples)
         if cell.value is None or not values:
             continue
         mean = math.fsum(values) / len(values)
