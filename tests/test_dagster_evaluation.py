@@ -141,7 +141,7 @@ def test_every_result_of_a_materialisation_has_entries_of_its_own():
     from assets_defs.evaluation import named
 
     models = ["c: gap3d", "c: trellis-text", "c: trellis-image", "retrieved by a: nearest object, no generation"]
-    settings = load_settings("demo")
+    settings = load_settings("demo", collection="demo")
     names = [named("fd", settings, result("generation", name, "demo")) for name in (*models, "模型", "型模")]
     assert len(set(names)) == 6 and names[0] == "c_gap3d_fd" and names[3] == "retrieved_by_a_fd"
 
