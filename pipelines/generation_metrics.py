@@ -117,7 +117,8 @@ def measured(
     section, quirks = settings.evaluation, of_table(settings.evaluation.quirks, TABLE)
     how = Measuring(section.seed, section.level, section.resamples, "unpaired" in quirks)
     inputs = inputs_of(true, subject)
-    fingerprint = digest_of({"code": code_version(TABLE), "quirks": quirks, "how": vars(how), **inputs})
+    named = {"collection": true.base.collection}  # by the name that the result says, which may be another one since
+    fingerprint = digest_of({"code": code_version(TABLE), "quirks": quirks, "how": vars(how), **named, **inputs})
     folder = true.base.folder
     result = known(folder, TABLE, subject.model, fingerprint)
     if result is None and any_name:
