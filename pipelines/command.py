@@ -159,6 +159,9 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
     """Flags and settings; ends the program with a clear message where they can't be used."""
+    # With every setting in it the usage is 170 lines, which push what is wrong with a flag off the screen.
+    own = made.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
+    made.usage = f"{own} [--SECTION.NAME VALUE ...]"
     source: CliSettingsSource[Settings] = CliSettingsSource(
         Settings,
         root_parser=made,
@@ -174,8 +177,29 @@ def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
     logging.getLogger("huggingface_hub").propagate = False  # it prints by itself: once is enough
     try:
         return known, load_settings(known.preset, source(parsed_args=known))
-    except (SettingsError, ValidationError, tomllib.TOMLDecodeError) as error:
+    except ValidationError as error:
+        made.exit(2, f"{made.prog}: settings: {'; '.join(mistakes(error))}\n")
+    except (SettingsError, tomllib.TOMLDecodeError) as error:
         made.exit(2, f"{made.prog}: settings: {error}\n")
+
+
+def mistakes(error: ValidationError) -> Iterator[str]:
+    """What is wrong with each setting, by the name of its flag and in the validator's words."""
+    told = error.errors()
+    for each in told:
+        if any(
+            len(other["loc"]) > len(each["loc"]) and other["loc"][: len(each["loc"])] == each["loc"] for other in told
+        ):
+            continue  # a list whose only member is wrong counts as empty besides
+        name = ".".join(str(step) for step in each["loc"] if isinstance(step, str))
+        if each["type"] == "extra_forbidden":
+            yield f"{name} is no setting (--help lists them)"
+            continue
+        said = each["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if each["type"] != "value_error":
+            yield f"{name} {said}, not {each['input']!r}"
+        else:
+            yield said if said.startswith(name) else f"{name}: {said}"  # our own sentences may begin with the name
 
 
 def stop(number: int, _frame: FrameType | None) -> None:

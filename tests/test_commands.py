@@ -100,6 +100,14 @@ def test_every_program_explains_itself(stage, program):
     assert "--renders.resolution" in told.stdout
 
 
+def test_a_misspelt_flag_is_told_below_a_short_usage(program):
+    told = program("pipelines.why", "some-object", "--quriks", "paper")
+    assert told.returncode == 2
+    assert len(told.stderr.splitlines()) < 10
+    assert "object" in told.stderr.splitlines()[0]  # the program's own arguments are still in it
+    assert "unrecognized arguments: --quriks" in told.stderr
+
+
 def test_an_unknown_shard_is_refused_with_the_ones_there_are(finished, program):
     told = program("pipelines.views", "--preset", finished[2], "--shards", "7")
     assert told.returncode == 2
@@ -297,6 +305,19 @@ def test_a_table_without_captions_is_refused(tmp_path):
 def test_settings_that_no_picture_can_have_are_refused_at_once(flag, program):
     told = program("pipelines.rendering", *flag)
     assert told.returncode == 2 and "settings:" in told.stderr
+
+
+def test_a_setting_that_is_refused_is_one_sentence_with_its_name(program, tmp_path):
+    told = program("pipelines.evaluate", "--evaluation.models", "finetund", "--evaluation.quirks", "papr")
+    (line,) = told.stderr.splitlines()
+    assert (
+        "evaluation.models should be 'pretrained' or 'finetuned', not 'finetund'; evaluation.quirks: quirks papr"
+        in line
+    )
+    preset = tmp_path / "mine.toml"
+    preset.write_text("[renders]\nsample = 3\n")
+    (line,) = program("pipelines.views", "--preset", preset).stderr.splitlines()
+    assert "renders.sample is no setting" in line
 
 
 def test_strangers_have_no_say_over_the_terminal(capsys):
