@@ -24,7 +24,7 @@ from gap3d.evaluation import soundness
 from gap3d.evaluation.quirks import Table
 from gap3d.evaluation.result import TABLES, Cell, Result
 from gap3d.settings import Settings
-from pipelines.measured import history_of, of_report, stage_of
+from pipelines.evaluation.measured import history_of, of_report, stage_of
 from pipelines.report import Report
 
 ALIGNERS: Mapping[str, str] = {"pretrained": ASSET_OF["pretrain"], "finetuned": ASSET_OF["finetune"]}

@@ -28,10 +28,10 @@ from gap3d.metrics.alignment import KINDS, MEASURES
 from gap3d.settings import Settings
 from pipelines import prompts
 from pipelines.command import parse, parser, resolved, say, sentences, stop
+from pipelines.evaluation.subjects import place_of
 from pipelines.predictions import Predictions, checkpoint_of, predictions
 from pipelines.progress import progress
 from pipelines.report import Report, ShardReport
-from pipelines.retrieval_subjects import place_of
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from gap3d.settings import Settings
 from gap3d.store import now
 from pipelines import pages
 from pipelines.command import parse, parser, say, sentences
+from pipelines.evaluation.measured import homes
 from pipelines.job import NotReady
-from pipelines.measured import homes
 
 PAGE = "evaluation.html"
 FIGURES, ABOUT = "figures", "comparison.json"  # below the evaluation's folder: see pipelines.comparison

@@ -32,12 +32,12 @@ from gap3d.metrics.retrieval import Precision
 from gap3d.records import Failure, SystemicFault
 from gap3d.settings import Settings
 from pipelines.command import parse, parser, resolved, say, sentences, stop
+from pipelines.evaluation.subjects import Subject, of_aligner, of_places
+from pipelines.evaluation.true_pictures import true_pictures
 from pipelines.job import NotReady
 from pipelines.predictions import checkpoint_of
 from pipelines.progress import progress
 from pipelines.report import Report, ShardReport
-from pipelines.retrieval_subjects import Subject, of_aligner, of_places
-from pipelines.true_pictures import true_pictures
 
 log = logging.getLogger(__name__)
 

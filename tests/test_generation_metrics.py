@@ -37,13 +37,13 @@ from gap3d.transforms import transforms
 from gap3d.trellis.seeds import caption_of
 from pipelines import generation_metrics, prompts, trellis
 from pipelines.around import FROM
+from pipelines.evaluation.measured import homes
+from pipelines.evaluation.objects import parent_of, true_objects
+from pipelines.evaluation.references import Picture, references
+from pipelines.evaluation.sources import pictures_of, texts_of
 from pipelines.evaluation_report import folders_of
 from pipelines.generation_metrics import of_objects, shaped
-from pipelines.generation_objects import parent_of, true_objects
-from pipelines.generation_references import Picture, references
-from pipelines.generation_sources import pictures_of, texts_of
 from pipelines.job import NotReady
-from pipelines.measured import homes
 from pipelines.prompts import existing
 
 SIZE, OBJECTS = 32, 4

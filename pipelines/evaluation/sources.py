@@ -4,7 +4,7 @@ trellis:COLLECTION[:METHOD]  what pipelines.trellis made of a collection's promp
 collection:NAME              a collection of generated meshes, rendered from all around (first, where it is not yet)
 pictures:DIR                 a folder of pictures of any generator, DIR/<object>/000.png ..., DIR/captions.csv
 meshes:DIR                   a folder of meshes of any generator, which are rendered from all around first
-retrieved:MODEL              no generation: see pipelines.retrieved
+retrieved:MODEL              no generation: see pipelines.evaluation.retrieved
 """
 
 import logging
@@ -25,9 +25,9 @@ from gap3d.records import Failure, Status
 from gap3d.settings import Settings, SourceSettings
 from gap3d.store import Store
 from gap3d.trellis.seeds import caption_of
-from pipelines import pictured, retrieved
-from pipelines.generation_objects import Subject, TrueObjects, featured, from_all_around, paired, rendered_around
-from pipelines.generation_references import Picture
+from pipelines.evaluation import pictured, retrieved
+from pipelines.evaluation.objects import Subject, TrueObjects, featured, from_all_around, paired, rendered_around
+from pipelines.evaluation.references import Picture
 from pipelines.predictions import checkpoint_of
 from pipelines.prompts import existing
 from pipelines.report import Report, merge
