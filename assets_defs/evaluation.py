@@ -24,7 +24,7 @@ from gap3d.evaluation import soundness
 from gap3d.evaluation.quirks import Table
 from gap3d.evaluation.result import TABLES, Cell, Result
 from gap3d.settings import Settings
-from pipelines.measured import history_of, of_report, stage_of
+from pipelines.evaluation.measured import history_of, of_report, stage_of
 from pipelines.report import Report
 
 ALIGNERS: Mapping[str, str] = {"pretrained": ASSET_OF["pretrain"], "finetuned": ASSET_OF["finetune"]}
@@ -106,9 +106,16 @@ def looks(
 
 def named(what: str, settings: Settings, result: Result) -> str:
     """The name of an entry about one result: the UI draws a curve of each name over materialisations."""
-    model = re.sub(r"[^A-Za-z0-9]+", "_", result.model.partition(": ")[0]).strip("_")  # what follows explains the name
+    model = re.sub(r"\W+", "_", called(result)).strip("_")
     where = "" if result.collection == settings.collection else f"_on_{result.collection}"
     return f"{model}_{what}{where}{'_as_released' if result.quirks else ''}"
+
+
+def called(result: Result) -> str:
+    """Its model, less what only explains the name."""
+    from gap3d.evaluation.retrieved import LABEL  # brings torch
+
+    return result.model.removesuffix(f": {LABEL}")
 
 
 def picture(name: str, png: bytes) -> dg.MetadataValue:
@@ -147,7 +154,7 @@ def heading(settings: Settings, result: Result) -> str:
     """What stands over a result's column."""
     where = "" if result.collection == settings.collection else f" on {result.collection}"
     how = (" as released" if result.quirks else "") + ("" if result.trained else " UNTRAINED")
-    return f"{result.model.partition(': ')[0]}{where}{how}"
+    return f"{called(result)}{where}{how}"
 
 
 def told(cell: Cell | None, *, intervals: bool) -> str:

@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from gap3d.features.decoding import DAMAGE
 from gap3d.protocols import HALF_DIAGONAL
 from gap3d.records import Failure, Status
+from gap3d.settings import Limits
 
 BACKGROUND = 65535
 
@@ -35,16 +37,25 @@ def encode_depth(depth: NDArray[np.float32], low: float, high: float) -> bytes:
     return file.getvalue()
 
 
-def decode_depth(png: bytes, low: float, high: float) -> NDArray[np.float32]:
+def decode_depth(png: bytes, low: float, high: float, pixel_limit: int = Limits().pixels) -> NDArray[np.float32]:
     """The inverse of ``encode_depth``, exact to half a step of (high - low) / 65535; +inf where the background is seen.
 
+    Args:
+        png: the picture, which nobody vouches for.
+        low: depth of value 0.
+        high: depth of value 65535.
+        pixel_limit: greatest number of pixels: a few bytes can unfold to gigabytes.
+
     Raises:
-        Failure: import_error, not a 16-bit grey PNG.
+        Failure: import_error, not a 16-bit grey PNG; too_large, more pixels.
     """
     try:
         image = PngImagePlugin.PngImageFile(io.BytesIO(png))
+        if image.width * image.height > pixel_limit:
+            words = f"a depth picture of {image.width} x {image.height} pixels, at most {pixel_limit} are taken"
+            raise Failure(Status.TOO_LARGE, words)
         values = np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except DAMAGE as error:
         raise Failure(Status.IMPORT_ERROR, f"a damaged depth picture: {error}") from error
     if values.ndim != 2 or not image.mode.startswith("I"):
         raise Failure(Status.IMPORT_ERROR, f"a depth picture of mode {image.mode}, not 16-bit grey")

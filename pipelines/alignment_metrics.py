@@ -22,12 +22,13 @@ from gap3d import fingerprints
 from gap3d.evaluation.alignment import cells_of, checks_of, kinds_of, measure
 from gap3d.evaluation.queries import Which, queries_of, usual
 from gap3d.evaluation.quirks import QUIRKS, of_table
-from gap3d.evaluation.result import Result, known, save, trained_as_told
-from gap3d.evaluation.tokens import TokenSets, of_dataset, open_tokens
+from gap3d.evaluation.result import Result, known, save
+from gap3d.evaluation.tokens import TokenSets, of_dataset, open_tokens, worth
 from gap3d.metrics.alignment import KINDS, MEASURES
 from gap3d.settings import Settings
 from pipelines import prompts
 from pipelines.command import parse, parser, resolved, say, sentences, stop
+from pipelines.evaluation.subjects import place_of
 from pipelines.predictions import Predictions, checkpoint_of, predictions
 from pipelines.progress import progress
 from pipelines.report import Report, ShardReport
@@ -115,8 +116,8 @@ def of_places(
 
     Args:
         settings: of the run.
-        predicted: where they are (``open_tokens``).
-        true: where the true ones are, or the name of a collection. Of a collection every query is expected; of other
+        predicted: where they are (``open_tokens``), or the name of a collection.
+        true: where the true ones are, likewise. Of a collection every query is expected; of other
             places every key.
         model: the row's name.
         captions: which of a collection's captions were asked for; None takes Table 1's.
@@ -124,9 +125,8 @@ def of_places(
     Raises:
         ValueError: they do not fit together.
     """
-    named = settings.store / str(true)
-    place = named if (named / "collection.json").is_file() else Path(true)
-    with open_tokens(predicted) as ours, open_tokens(place) as theirs:
+    place = place_of(settings, str(true))
+    with open_tokens(place_of(settings, str(predicted))) as ours, open_tokens(place) as theirs:
         if theirs.description["source"] == "dataset":
             collection = place if (place / "collection.json").is_file() else place.parent
             store = prompts.existing(settings.model_copy(update={"store": collection.parent}), collection.name)
@@ -165,6 +165,7 @@ def measured(row: Wanted, settings: Settings) -> tuple[Result, ShardReport]:
     fingerprint = fingerprints.digest_of(
         {
             "code": fingerprints.code_version("alignment"),
+            "collection": row.collection,  # a result says what it was measured on, which may be called otherwise since
             "predicted": row.predicted.description["digest"],
             "true": row.true.description["digest"],
             "pairs": row.pairs,
@@ -184,15 +185,15 @@ def measured(row: Wanted, settings: Settings) -> tuple[Result, ShardReport]:
         with progress(total=len(row.pairs), desc=f"alignment of {row.model}", unit="pair") as bar:
             samples = measure(row.predicted, row.true, row.pairs, bar.update)
         cells = cells_of(samples, kinds, quirks=quirks, **bootstrap)
-        untrained = worth(row)
+        trained, label = worth(row.predicted, row.true)
         made = Result(
             table="alignment",
             model=row.model,
             collection=row.collection,
             cells=cells,
             fingerprint=fingerprint,
-            trained=not untrained,
-            label="; ".join(untrained) or trained_as_told(row.predicted.description, row.true.description),
+            trained=trained,
+            label=label,
             checkpoint=row.checkpoint,
             quirks=quirks,
             protocol={
@@ -223,17 +224,6 @@ def measured(row: Wanted, settings: Settings) -> tuple[Result, ShardReport]:
     return result, report
 
 
-def worth(row: Wanted) -> list[str]:
-    """What is untrained of a row, as far as somebody says."""
-    named = {"predictions": row.predicted, "targets": row.true}
-    return [f"{name}: {each.description['label']}" for name, each in named.items() if not_trained(each)]
-
-
-def not_trained(sets: TokenSets) -> bool:
-    """Whether token sets are known to be of random weights."""
-    return sets.description["trained"] is False
-
-
 def lines_of(result: Result) -> list[str]:
     """A result for a person."""
     total = sum(result.counts.values())
@@ -258,7 +248,7 @@ def shown(cell: Any) -> str:
 
 def add_flags(made: argparse.ArgumentParser) -> None:
     """Flags that are not settings."""
-    made.add_argument("--predicted", type=Path, metavar="PLACE", help="anybody's token sets: a folder of shards")
+    made.add_argument("--predicted", type=Path, metavar="PLACE", help="anybody's token sets: a collection or a folder")
     made.add_argument("--true", metavar="PLACE", help="true ones: a collection, or a folder (default: --collection)")
     made.add_argument("--captions", choices=get_args(Which), help="which of the collection's they are predicted of")
     made.add_argument("--checkpoint", type=Path, metavar="DIR", help="an aligner, in the place of evaluation.models")

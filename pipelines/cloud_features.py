@@ -27,8 +27,8 @@ from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.schemas import CLOUD_FEATURES
 from gap3d.settings import Settings
 from gap3d.store import Store
-from pipelines import clouds, pictured
 from pipelines.command import open_store, parse, parser
+from pipelines.evaluation import clouds, pictured
 from pipelines.featurizer import cuda_here
 from pipelines.job import Item, Job, Row, passed_on, require_complete
 from pipelines.job import run as run_job

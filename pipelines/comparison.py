@@ -29,7 +29,7 @@ from gap3d.store import free_bytes
 from gap3d.trellis.process import Installation
 from pipelines import around, generate, generation_metrics, prompts, trellis
 from pipelines.command import RESOLVED, parse, parser, resolved, say, sentences, stop
-from pipelines.comparison_pictures import Column, Pictures
+from pipelines.evaluation.comparison_pictures import Column, Pictures
 from pipelines.evaluation_prompts import evaluation_prompts
 from pipelines.generate import Checkpoint, trained_in
 from pipelines.generator import STAGE as TOKENS

@@ -12,7 +12,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
 from gap3d.settings import Settings
 from pipelines import alignment_metrics, evaluation_report, generation_metrics, prompts, retrieval_metrics
 from pipelines.command import resolved, say, stage_main
-from pipelines.measured import of_report
+from pipelines.evaluation.measured import of_report
 from pipelines.predictions import checkpoint_of
 from pipelines.report import Report, merge
 

@@ -18,7 +18,7 @@ from gap3d.parts import write_atomically
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines.command import open_store, parse, parser, say, sentences, stop
-from pipelines.generation_objects import asked_of
+from pipelines.evaluation.objects import asked_of
 from pipelines.prompts import existing
 
 NAME = "prompts.jsonl"

@@ -18,6 +18,7 @@ from gap3d.settings import Settings
 from gap3d.store import now
 from pipelines import pages
 from pipelines.command import parse, parser, say, sentences
+from pipelines.evaluation.measured import homes
 from pipelines.job import NotReady
 
 PAGE = "evaluation.html"
@@ -41,7 +42,13 @@ def write(
         SystemicFault: a result is damaged.
     """
     folders = list(dict.fromkeys([folder, *others]))
-    results = {result.fingerprint: result for each in folders for table in TABLES for result in find(each, table)}
+    # By name too: the same token sets may be measured as a step of a training, and as what the training came to.
+    results = {
+        (result.collection, result.model, result.fingerprint): result
+        for each in folders
+        for table in TABLES
+        for result in find(each, table)
+    }
     shown = list(results.values())
     head = {"title": f"{folder.name}: the evaluation", "made": now(), "notes": notes_of(folder, shown, published)}
     album = Album(folder.parent)
@@ -113,8 +120,8 @@ def folders_of(settings: Settings) -> list[Path]:
     if not (root / settings.collection).is_dir():
         there = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{FOLDER}"))) or "none"
         raise NotReady(f"there is no collection {settings.collection} in {root}: collections with results are {there}")
-    names = [*settings.evaluation.collections, *filter(None, [settings.evaluation.true])]
-    return [root / settings.collection, *(root / name for name in names if (root / name).is_dir())]
+    own, *others = homes(settings.model_copy(update={"store": root}))
+    return [own, *(home for home in others if home.is_dir())]
 
 
 def main() -> None:

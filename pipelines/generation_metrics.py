@@ -5,9 +5,9 @@
     python -m pipelines.generation_metrics --generated pictures:DIR --model NAME
     python -m pipelines.generation_metrics --generated meshes:DIR --model NAME
 
-The first measures what the settings' trainings retrieve (pipelines.retrieved), and the objects that TRELLIS made of the
-evaluation's prompts; the others measure objects of any generator. True objects are those of --collection, or of
---evaluation.true. DIR has a folder of pictures, or a mesh, for each object, named by object_id, SHA-256 or path.
+The first measures what the settings' trainings retrieve, and the objects that TRELLIS made of the evaluation's prompts;
+the others measure objects of any generator. True objects are those of --collection, or of --evaluation.true. DIR has a
+folder of pictures, or a mesh, for each object, named by object_id, SHA-256 or path.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from gap3d.features.encoder import UNTRAINED
 from gap3d.fingerprints import code_version, digest_of
 from gap3d.records import Status
 from gap3d.settings import Settings
-from pipelines import retrieved
 from pipelines.command import parse, parser, resolved, say, sentences, stop
-from pipelines.generation_objects import Subject, TrueObjects, true_objects
-from pipelines.generation_references import references
-from pipelines.generation_sources import require, subject_of
+from pipelines.evaluation import retrieved
+from pipelines.evaluation.objects import Subject, TrueObjects, true_objects
+from pipelines.evaluation.references import references
+from pipelines.evaluation.sources import require, subject_of
 from pipelines.predictions import checkpoint_of
 from pipelines.prompts import existing
 from pipelines.report import Report, ShardReport, merge
@@ -74,7 +74,7 @@ def of_objects(settings: Settings, spec: str, model: str) -> tuple[list[Result],
 
     Args:
         settings: of the run.
-        spec: what was generated (``pipelines.generation_sources``).
+        spec: what was generated (``pipelines.evaluation.sources``).
         model: what the row is called; empty lets it name itself.
     """
     require(settings, spec)
@@ -117,7 +117,8 @@ def measured(
     section, quirks = settings.evaluation, of_table(settings.evaluation.quirks, TABLE)
     how = Measuring(section.seed, section.level, section.resamples, "unpaired" in quirks)
     inputs = inputs_of(true, subject)
-    fingerprint = digest_of({"code": code_version(TABLE), "quirks": quirks, "how": vars(how), **inputs})
+    named = {"collection": true.base.collection}  # by the name that the result says, which may be another one since
+    fingerprint = digest_of({"code": code_version(TABLE), "quirks": quirks, "how": vars(how), **named, **inputs})
     folder = true.base.folder
     result = known(folder, TABLE, subject.model, fingerprint)
     if result is None and any_name:

@@ -23,11 +23,11 @@ from gap3d.manifest import Manifest
 from gap3d.records import Outcome, Status
 from gap3d.schemas import PICTURE_FEATURES
 from gap3d.settings import Settings
-from pipelines import pictured
 from pipelines.command import parse, parser
+from pipelines.evaluation import pictured
+from pipelines.evaluation.picture_extractor import PictureExtractor
 from pipelines.job import Item, Job, Row
 from pipelines.job import run as run_job
-from pipelines.picture_extractor import PictureExtractor
 from pipelines.report import Report, merge
 from pipelines.targets import AHEAD, BATCH, GPU_AHEAD, device_of
 from pipelines.utilisation import Utilisation

@@ -23,20 +23,21 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
     sys.path.pop(0)
 
 from gap3d.evaluation.quirks import QUIRKS, Table, of_table
-from gap3d.evaluation.result import Result, known, save, trained_as_told
+from gap3d.evaluation.result import Result, known, save
 from gap3d.evaluation.retrieval import ROUNDED, Found, Pooled, database_of, kinds_of, measure, pool
 from gap3d.evaluation.retrieval_figure import chosen, figure, rows_of
+from gap3d.evaluation.tokens import worth
 from gap3d.fingerprints import code_version, digest_of
 from gap3d.metrics.retrieval import Precision
 from gap3d.records import Failure, SystemicFault
 from gap3d.settings import Settings
 from pipelines.command import parse, parser, resolved, say, sentences, stop
+from pipelines.evaluation.subjects import Subject, of_aligner, of_places
+from pipelines.evaluation.true_pictures import true_pictures
 from pipelines.job import NotReady
 from pipelines.predictions import checkpoint_of
 from pipelines.progress import progress
 from pipelines.report import Report, ShardReport
-from pipelines.retrieval_subjects import Subject, of_aligner, of_places
-from pipelines.true_pictures import true_pictures
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,14 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
         "true": subject.true.description["digest"],
     }
     fingerprint = digest_of(
-        {"code": code_version(TABLE), "quirks": quirks, "model": subject.model, **bootstrap, **inputs}
+        {
+            "code": code_version(TABLE),
+            "quirks": quirks,
+            "model": subject.model,
+            "collection": subject.collection,  # by the name that the result says, which may be another one since
+            **bootstrap,
+            **inputs,
+        }
     )
     if held := known(subject.home, TABLE, subject.model, fingerprint):
         return held, report_of(subject, held, computed=False)
@@ -101,7 +109,8 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
         predicted = pool(subject.predicted, [each.key for each in subject.queries], kinds, precision, bar.update)
         true = pool(subject.true, images, kinds, precision, bar.update)
     found = measure(subject.queries, predicted, true, section)
-    untrained = untrained_of(subject)
+    trained, label = worth(subject.predicted, subject.true)
+    untrained = "" if trained else label
     pictures, note = figures(settings, subject, found, predicted, true, untrained)
     result = Result(
         table=TABLE,
@@ -109,8 +118,8 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
         collection=subject.collection,
         cells=found.cells,
         fingerprint=fingerprint,
-        trained=not untrained,
-        label=untrained or trained_as_told(subject.predicted.description, subject.true.description),
+        trained=trained,
+        label=label,
         checkpoint=subject.checkpoint,
         quirks=quirks,
         protocol={
@@ -139,12 +148,6 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
 def counted(found: int, expected: int) -> dict[str, Any]:
     """A check that nothing is missing."""
     return {"passed": found == expected, "measured": found, "expected": expected}
-
-
-def untrained_of(subject: Subject) -> str:
-    """What is untrained, as far as somebody says; empty where nothing is."""
-    named = {"predictions": subject.predicted.description, "targets": subject.true.description}
-    return "; ".join(f"{name}: {about['label']}" for name, about in named.items() if about["trained"] is False)
 
 
 def figures(

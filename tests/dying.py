@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from gap3d.evaluation.views import View
 from gap3d.records import Outcome
-from pipelines import picture_extractor, pictured
-from pipelines.picture_extractor import PictureExtractor
+from pipelines.evaluation import picture_extractor, pictured
+from pipelines.evaluation.picture_extractor import PictureExtractor
 
 KEY = "b/006"
 

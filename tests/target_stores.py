@@ -32,7 +32,9 @@ def write_part(store, shard, tokens, *, layout=LAYOUT, dtype="float16", compress
         return writer.finish(set(tokens))
 
 
-def write_index(store, captions=lambda number: [f"caption {number}.{i}" for i in range(number % 4)], rejected=()):
+def write_index(
+    store, captions=lambda number: [f"caption {number}.{i}" for i in range(number % 4)], rejected=(), failed=()
+):
     """Commit the dataset index over all targets; every fifth row is of the validation split."""
     found = {}
     for shard in store.shards:
@@ -56,6 +58,8 @@ def write_index(store, captions=lambda number: [f"caption {number}.{i}" for i in
             }
             if key in rejected:
                 outcome = Outcome(stage="dataset", key=key, status=Status.NOT_ADMITTED, reason="by the test")
+            elif key in failed:
+                outcome = Outcome(stage="dataset", key=key, status=Status.IMPORT_ERROR, reason="by the test")
             else:
                 outcome = Outcome(stage="dataset", key=key, data=data)
             writer.add(outcome, {"target": row.digest, "place": f"{shard}/{row.part}/{row.part_row}"})

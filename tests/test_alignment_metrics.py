@@ -239,12 +239,32 @@ def test_keys_that_are_nobodys_are_told_with_the_way_to_the_right_ones(tmp_path,
     assert result.counts == {"ok": 3} and "2 predicted sets are not asked for" in caplog.text
 
 
+def test_both_sides_can_be_collections_by_name(tmp_path):
+    collection(tmp_path, 6)
+    settings = load_settings("demo", store=tmp_path, collection="mine")
+    result, _ = alignment_metrics.of_places(settings, "test", "test", "itself")
+    assert result.collection == "test" and result.cells["mse_patches"].value == 0
+    assert result.folder.parent.parent.parent == tmp_path / "test"
+
+
+def test_a_renamed_collection_is_measured_under_its_new_name(tmp_path):
+    collection(tmp_path, 6)
+    settings = load_settings("demo", store=tmp_path, collection="mine")
+    alignment_metrics.of_places(settings, "test", "test", "itself")
+    (tmp_path / "test").rename(tmp_path / "renamed")
+    for _ in range(2):
+        result, report = alignment_metrics.of_places(settings, "renamed", "renamed", "itself")
+        assert report.shard == f"{result.collection}/{result.model}" == "renamed/itself"
+    assert not report.computed
+
+
 def test_between_plain_folders_every_key_of_either_is_a_pair(tmp_path):
     settings = load_settings("demo", store=tmp_path / "store", collection="mine")
     npz(tmp_path / "p.npz", ["a", "b", "c"], patches=normalised(3, 4, 8))
     npz(tmp_path / "t.npz", ["b", "c", "d"], patches=normalised(3, 4, 8))
     result, report = alignment_metrics.of_places(settings, tmp_path / "p.npz", tmp_path / "t.npz", "m")
     assert result.counts == {"missing": 2, "ok": 2} and report.expected == 4
+    assert result.label == "nobody says whether predictions and targets are trained"
     assert result.folder.is_relative_to(tmp_path / "store" / "mine") and result.collection == "t.npz"
     other = load_settings("demo", store=tmp_path / "store", collection="mine", evaluation={"seed": 1})
     assert alignment_metrics.of_places(other, tmp_path / "p.npz", tmp_path / "t.npz", "m")[0] != result

@@ -28,9 +28,10 @@ from gap3d.schemas import CATALOG, RENDERS
 from gap3d.settings import CatalogSettings
 from gap3d.store import Store
 from gap3d.trellis.turntable import PROTOCOLS
-from pipelines import comparison, comparison_pictures, evaluation_prompts
+from pipelines import comparison, evaluation_prompts
 from pipelines.comparison import Shaping, make, planned
-from pipelines.comparison_pictures import NO_OBJECT, Pictures
+from pipelines.evaluation import comparison_pictures
+from pipelines.evaluation.comparison_pictures import NO_OBJECT, Pictures
 from pipelines.job import NotReady
 from pipelines.shaper import Wanted
 from pipelines.trellis import candidates

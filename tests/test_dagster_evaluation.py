@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 from code_location import environment, load, materialize, metadata
 from dagster._core.events import StepMaterializationData
+from evaluation_results import result
 from PIL import Image
 from test_dagster_model import ALIGNERS, SHORT, SMALL, check, of
 from ticks import Automation
@@ -134,6 +135,15 @@ def test_a_materialisation_opens_its_history_as_a_picture_and_shows_it_as_a_tabl
     assert len(lines) == 2
     assert len(found["measured"]) < 1000 and len(found["history_table"]) < 1000  # the UI folds longer markdown
     assert found["label"].count("UNTRAINED")
+
+
+def test_every_result_of_a_materialisation_has_entries_of_its_own():
+    from assets_defs.evaluation import named
+
+    models = ["c: gap3d", "c: trellis-text", "c: trellis-image", "retrieved by a: nearest object, no generation"]
+    settings = load_settings("demo", collection="demo")
+    names = [named("fd", settings, result("generation", name, "demo")) for name in (*models, "模型", "型模")]
+    assert len(set(names)) == 6 and names[0] == "c_gap3d_fd" and names[3] == "retrieved_by_a_fd"
 
 
 def test_figure_2_is_shown_for_every_model(finished):

@@ -1,6 +1,9 @@
 """Depth pictures: there and back, and what other tools read."""
 
+import contextlib
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from PIL import Image
 
 from gap3d.depth import decode_depth, depth_range, encode_depth
 from gap3d.records import Failure, Status
+from gap3d.settings import Limits
 
 STEP = np.sqrt(3) / 65535
 
@@ -51,3 +55,22 @@ def test_another_picture_is_no_depth(mode):
     assert caught.value.status is Status.IMPORT_ERROR
     with pytest.raises(Failure):
         decode_depth(file.getvalue()[:40], 1.0, 2.0)
+
+
+def test_a_depth_picture_that_unfolds_to_too_much_is_refused_by_its_header():
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(file, "PNG")
+    head = struct.pack(">II", 60_000, 60_000) + file.getvalue()[24:29]
+    bomb = file.getvalue()[:16] + head + struct.pack(">I", zlib.crc32(b"IHDR" + head)) + file.getvalue()[33:]
+    for data, limit in ((bomb, Limits().pixels), (file.getvalue(), 15)):
+        with pytest.raises(Failure, match="at most") as caught:
+            decode_depth(data, 1.0, 2.0, limit)
+        assert caught.value.status is Status.TOO_LARGE
+
+
+@pytest.mark.parametrize("place", range(30, 66, 4))
+def test_a_damaged_depth_picture_is_a_failure_wherever_the_damage_is(place):
+    data = bytearray(encode_depth(np.full((4, 4), 2.0, np.float32), 1.0, 3.0))
+    data[place] ^= 0xFF
+    with contextlib.suppress(Failure):
+        assert decode_depth(bytes(data), 1.0, 3.0).shape == (4, 4)

@@ -12,8 +12,9 @@ from gap3d.evaluation.views import AROUND, views_of, whole
 from gap3d.records import SystemicFault
 from gap3d.schemas import CATALOG
 from gap3d.takedown import RECORD
-from pipelines import around, catalog, clouds, pictured
+from pipelines import around, catalog
 from pipelines.command import open_store
+from pipelines.evaluation import clouds, pictured
 
 FIRST = {**WEIGHTS, "count": 1, "resolution": 32, "samples": 1, "points": 400, "presample": None}
 

@@ -25,7 +25,8 @@ from gap3d.records import Status, SystemicFault
 from gap3d.settings import Limits
 from gap3d.trellis.process import Installation
 from gap3d.trellis.turntable import PROTOCOLS
-from pipelines import cloud_features, job, picture_features, pictured, trellis
+from pipelines import cloud_features, job, picture_features, trellis
+from pipelines.evaluation import pictured
 from pipelines.job import NotReady
 from pipelines.shaper import Wanted
 

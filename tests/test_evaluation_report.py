@@ -3,6 +3,7 @@
 import base64
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from pipelines.evaluation_report import main, write
 def place(tmp_path_factory):
     """A store of results, and the report on them in a browser's reach."""
     root = tmp_path_factory.mktemp("evaluation")
-    samples = [Sample("a", values={"x": 1.0}), Sample("b", Status.TIMEOUT, HOSTILE)]
+    samples = [*(Sample(f"a{n}", values={"x": 1.0}) for n in range(199)), Sample("b", Status.TIMEOUT, HOSTILE)]
     picture = grid(["a"], ["b"], [[Tile(picture=np.full((96, 96, 3), 200, np.uint8))]], "Figure 2")
     odd = {"cls_r10": Cell(77.75, note="too <b>few</b>"), "mine": Cell(0.00012345), "patches_r10": Cell(None)}
     untrained = {"trained": False, "label": f"UNTRAINED: random-small {HOSTILE}"}
@@ -139,7 +140,7 @@ def test_untrained_weights_are_told_at_the_top_and_in_their_row_and_failures_are
     assert "UNTRAINED" in top and "random-small" in top
     block = browser.driver.find_element("css selector", '[data-table="2"][data-block="demo"]')
     assert "UNTRAINED" in block.find_element("css selector", 'tr[data-line="ours"] th').text
-    assert "1 timeout of 2 samples" in block.text
+    assert "1 timeout of 200 samples" in block.text
 
 
 @needs_browser
@@ -207,6 +208,15 @@ def test_a_result_stands_in_the_row_of_its_model_by_any_of_its_names_and_others_
     }
     assert stand["4"] == {row: [names[row]] for row in ("pretrained", "pretrained-prompted")}
     assert not any(block["rows"] for number in ("1", "2") for block in tables[number]["blocks"] if not block["dataset"])
+
+
+def test_the_same_numbers_under_two_names_are_two_rows(tmp_path):
+    one = result(step=3000)
+    for model in (one.model, "step 3000"):
+        save(tmp_path / "coco", replace(one, model=model), [Sample("a")])
+    (table,) = (each for each in data_of(write(tmp_path / "coco").read_text())["tables"] if each["number"] == "2")
+    rows = {row["name"]: [each["model"] for each in row["ours"]] for row in table["blocks"][0]["rows"]}
+    assert rows["pretrained"] == ["pretrained"] and rows["step 3000"] == ["step 3000"]
 
 
 def run(*flags):

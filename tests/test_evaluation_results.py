@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from gap3d.evaluation.quirks import QUIRKS, of_table
-from gap3d.evaluation.result import Cell, Result, Sample, find, known, read, save, trained_as_told
+from gap3d.evaluation.result import Cell, Result, Sample, find, known, read, read_samples, save
 from gap3d.evaluation_settings import EvaluationSettings
 from gap3d.metrics.bootstrap import mean_interval
 from gap3d.records import Status, SystemicFault
@@ -62,9 +63,9 @@ def test_a_sample_stands_once(tmp_path):
 
 def test_the_digest_of_samples_follows_their_content_and_not_their_order(tmp_path):
     made = save(tmp_path, RESULT, SAMPLES)
-    assert save(tmp_path, RESULT, SAMPLES[::-1]).samples_digest == made.samples_digest
+    assert save(tmp_path / "turned", RESULT, SAMPLES[::-1]).samples_digest == made.samples_digest
     other = [replace(SAMPLES[0], values={"cosine_cls": 0.26}), *SAMPLES[1:]]
-    assert save(tmp_path, RESULT, other).samples_digest != made.samples_digest
+    assert save(tmp_path / "other", RESULT, other).samples_digest != made.samples_digest
 
 
 def test_a_number_that_is_none_is_refused_and_nothing_is_left(tmp_path):
@@ -120,6 +121,26 @@ def test_a_killed_save_leaves_nothing_that_counts(tmp_path):
     assert list((tmp_path / "evaluation/alignment").iterdir()) == [made.folder]
 
 
+def test_runs_that_save_the_same_at_once_leave_one_that_readers_always_find_whole(tmp_path):
+    first = save(tmp_path, RESULT, SAMPLES)
+    with ThreadPoolExecutor(4) as threads:
+        saves = [threads.submit(save, tmp_path, RESULT, SAMPLES) for _ in range(100)]
+        while not all(each.done() for each in saves):
+            assert find(tmp_path, "alignment") == [first] and len(read_samples(first.folder)) == 3
+        assert {each.result().made_at for each in saves} == {first.made_at}
+        (first.folder / "result.json").write_text("{")
+        saves = [threads.submit(save, tmp_path, RESULT, SAMPLES) for _ in range(20)]
+    (left,) = find(tmp_path, "alignment")
+    assert left.made_at in {each.result().made_at for each in saves}
+    assert list((tmp_path / "evaluation/alignment").iterdir()) == [left.folder]
+
+
+def test_two_names_of_one_folder_are_not_taken_for_each_other(tmp_path):
+    save(tmp_path, replace(RESULT, model="step 30"), SAMPLES)
+    assert known(tmp_path, "alignment", "step-30", RESULT.fingerprint) is None
+    assert save(tmp_path, replace(RESULT, model="step-30"), SAMPLES).model == "step-30"
+
+
 def test_a_cell_of_hits_is_a_percentage_with_its_interval():
     interval = mean_interval([0.0, 1.0, 1.0, 1.0], seed=0)
     cell = Cell.of(interval, 100)
@@ -133,9 +154,3 @@ def test_quirks_are_named_or_refused():
     assert of_table(tuple(QUIRKS), "retrieval") == ("unsorted_list", "float16_vectors")
     with pytest.raises(ValidationError, match="quirks nonsense are unknown"):
         EvaluationSettings(quirks=("nonsense",))
-
-
-def test_token_sets_that_do_not_say_what_made_them_are_not_called_trained():
-    told, untold = {"trained": True}, {"trained": None}
-    assert trained_as_told(told, told) == "trained"
-    assert "do not say" in trained_as_told(told, untold) and "do not say" in trained_as_told(untold, told)

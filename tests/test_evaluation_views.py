@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,6 +191,21 @@ def test_missing_surplus_and_damaged_views_are_told_and_never_fewer(exported, sp
     assert [view.status for view in views] == statuses
     with pytest.raises(Failure, match=words):
         whole(views)
+
+
+def test_names_of_any_characters_are_pictures_in_the_order_of_their_numbers(tmp_path):
+    names = ["²10.png", "²9.png", "½.png", "٣.png"]  # digits to Unicode, and numbers to nobody; and an Arabic 3
+    for name in names:
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    views = whole(views_in(tmp_path, "a", 4))
+    assert [Path(view.place.picture).name for view in views] == ["٣.png", "²9.png", "²10.png", "½.png"]
+
+
+def test_half_a_character_in_an_object_s_name_can_be_written_down(exported):
+    place, _ = exported
+    (place / "object.json").write_text('{"key": "chair \\ud800"}')
+    (key,) = objects_in(place.parent)
+    assert key == "chair \\ud800" and all(view.key.encode() for view in whole(views_in(place, key, 4)))
 
 
 def test_objects_are_folders_and_trellis_names_theirs(exported):

@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from gap3d.evaluation.extractors import load_pictures
+from gap3d.evaluation_settings import EvaluationSettings
 from gap3d.features.encoder import UNTRAINED_MARK
 from gap3d.metrics.extractors import clip, inception
 from gap3d.metrics.extractors.clip import ClipFeatures, clip_score
@@ -12,7 +14,7 @@ from gap3d.metrics.extractors.dinov2 import Dinov2Features
 from gap3d.metrics.extractors.inception import InceptionFeatures
 from gap3d.metrics.extractors.inception_v3 import InceptionV3
 from gap3d.metrics.extractors.pointnet import PointFeatures
-from gap3d.records import SystemicFault
+from gap3d.records import Failure, Status, SystemicFault
 
 # Of torchvision 0.28's own inception_v3, with the weights and the input of the test: six features, then mean and
 # deviation of all; and the first six with transform_input=True.
@@ -207,3 +209,18 @@ def test_a_pickle_that_runs_code_is_not_opened(tmp_path):
     torch.save({"weight": Image.new("RGB", (1, 1))}, path)
     with pytest.raises(SystemicFault, match=r"Inception-v3 .* could run code"):
         InceptionFeatures(str(path))
+
+
+@pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1)])
+def test_no_extractor_enlarges_a_strip_beyond_the_limit_of_pixels(size):
+    with pytest.raises(Failure, match="beyond") as caught:
+        InceptionFeatures("random-small").pixels(Image.new("RGB", size))
+    assert caught.value.status is Status.TOO_LARGE
+
+
+@pytest.mark.parametrize("name", ["clip", "clip_large"])
+def test_the_clip_whose_weights_are_missing_is_named_by_its_own_setting(tmp_path, name):
+    with pytest.raises(SystemicFault, match=rf"in evaluation\.{name} \(--evaluation\.{name} DIR\)"):
+        load_pictures(
+            name, EvaluationSettings(**{"clip": "random-small", "clip_large": "random-small", name: str(tmp_path)})
+        )

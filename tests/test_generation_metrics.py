@@ -21,23 +21,28 @@ from test_trellis import plan_of
 from gap3d.aligner.model import build_aligner
 from gap3d.aligner_settings import AlignerSettings
 from gap3d.depth import depth_range, encode_depth
+from gap3d.evaluation.generation import Pair, measure
 from gap3d.evaluation.result import find
 from gap3d.evaluation.views import AROUND
 from gap3d.evaluation_settings import EvaluationSettings
 from gap3d.metrics.extractors.clip import ClipFeatures
 from gap3d.parts import read_rows
 from gap3d.prompts import of_rows
+from gap3d.records import Outcome
 from gap3d.samples import write_samples
 from gap3d.schemas import CATALOG, RENDERS
-from gap3d.settings import RenderSettings
+from gap3d.settings import Limits, RenderSettings
 from gap3d.store import Store
 from gap3d.transforms import transforms
 from gap3d.trellis.seeds import caption_of
 from pipelines import generation_metrics, prompts, trellis
+from pipelines.around import FROM
+from pipelines.evaluation.measured import homes
+from pipelines.evaluation.objects import parent_of, true_objects
+from pipelines.evaluation.references import Picture, references
+from pipelines.evaluation.sources import pictures_of, texts_of
+from pipelines.evaluation_report import folders_of
 from pipelines.generation_metrics import of_objects, shaped
-from pipelines.generation_objects import parent_of, true_objects
-from pipelines.generation_references import Picture
-from pipelines.generation_sources import pictures_of
 from pipelines.job import NotReady
 from pipelines.prompts import existing
 
@@ -204,6 +209,10 @@ def test_pictures_without_depth_have_no_cloud_and_their_own_captions(toys, tmp_p
 def test_a_folder_of_strangers_is_a_sentence(toys, tmp_path):
     root, rows = toys
     place = as_folder(rows, tmp_path / "strangers", lambda key: f"stranger {IDS.index(key)}")
+    (place / "captions.csv").write_text("path,captions\nstranger 0.obj,a text\n")
+    with pytest.raises(ValueError, match=r"captions of 1 folders .* 'stranger 0\.obj': .* names such as 'stranger 0'"):
+        of_objects(settings_of(root, views=(8,)), f"pictures:{place}", "strangers")
+    (place / "captions.csv").unlink()
     with pytest.raises(ValueError, match=r"none of the 4 generated objects.*true objects of collection toys"):
         of_objects(settings_of(root, views=(8,)), f"pictures:{place}", "strangers")
 
@@ -276,11 +285,44 @@ def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts_against_th
         of_objects(settings, "trellis:seen:gap3d", "")
 
 
+def test_a_suffix_of_all_prompts_is_no_part_of_the_texts_and_more_that_one_prompt_asks_for_is():
+    captions = {"a": ["a long chair", "chair"], "b": ["a car"]}
+
+    def texts(for_a, for_b):
+        rows = {"a": {"prompt": for_a, "caption_index": 1}, "b": {"prompt": for_b, "caption_index": 0}}
+        return list(texts_of(captions, rows).values())
+
+    assert texts("chair on black.", "a car on black.") == ["chair", "a car"]
+    assert texts("chair with golden legs", "a car of glass") == ["chair with golden legs", "a car of glass"]
+    assert texts("chair", "a car of glass") == ["chair", "a car of glass"]
+    assert texts("an armchair on black.", "a car on black.") == ["an armchair", "a car"]  # was described anew since
+
+
 def test_pictures_of_prompts_are_what_was_seen_else_their_own():
     own, render = Picture(Path("p"), 0, "image", "of the prompt"), Picture(Path("r"), 3, "png", "of a render")
     seen = {"a": "", "b": "of a render", "c": "of the prompt", "d": "gone", "e": ""}
     found = pictures_of(seen, {"a": own, "b": own, "c": own, "d": own}, {"of a render": render})
     assert found == {"a": own, "b": render, "c": own}
+
+
+def test_a_prompt_whose_picture_cannot_be_looked_at_is_a_row_and_costs_no_other(toys, tmp_path):
+    settings = settings_of(toys[0])
+    true, _ = true_objects(settings)
+    for name, size in (("fine.png", (32, 32)), ("strip.png", (1, 400_000))):  # which CLIP would have to enlarge
+        Image.new("RGB", size).save(tmp_path / name)
+    store, _ = prompted(settings, "strips", true, [tmp_path / "strip.png", tmp_path / "fine.png"])
+    own = {}
+    for shard in store.shards:
+        for key, row in store.manifest("prompts", shard).rows.items():
+            own[key] = Picture(store.shard("prompts", shard) / str(row.part), row.part_row, "image", row.digest)
+    first, second, *_ = true.asked
+    pictures = {key: own[key] for key in (first, second)}
+    texts = references(settings, {key: one.caption for key, one in true.asked.items()}, pictures, ["clip_large"])
+    found = measure([Pair(key, key) for key in true.asked], true.side, true.side, texts)
+    assert found.cells["clip_image"].samples == 1 and found.cells["clip_text_large"].samples == len(true.asked)
+    rows = {sample.key: sample for sample in found.samples}
+    assert rows[first].status == "too_large" and "image of its prompt" in rows[first].reason
+    assert rows[second].status == "ok"
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +375,22 @@ def test_a_folder_of_meshes_comes_through_the_line_from_all_around(toys, tmp_pat
     (same,), later = of_objects(settings, f"collection:{name}", "collection")
     assert same.cells == result.cells and later.count("computed", "renders") == 0
     assert parent_of(settings, existing(settings, f"{name}-around")).collection == name
+
+
+def test_results_lie_with_the_objects_whose_renders_from_all_around_are_the_true_ones(toys, tmp_path):
+    source = Store(toys[0], "toys", 1)
+    for name in ("toys", "mine"):
+        Store(tmp_path, name, 1)
+    around = Store(tmp_path, "toys-around", 1)
+    with around.writer("catalog", "0", CATALOG, TOGETHER, Limits()) as writer:
+        for key, row in source.read(source.manifest("catalog", "0")).items():
+            data = {name: value for name, value in row.items() if name != "key"}
+            writer.add(Outcome(stage="catalog", key=key, data=data), {FROM: "toys"})
+        writer.finish(set(IDS))
+    settings = settings_of(tmp_path, true="toys-around").model_copy(update={"collection": "mine"})
+    assert {home.name for home in homes(settings)} == {"mine", "toys-around", "toys"}
+    assert [folder.name for folder in folders_of(settings)] == [home.name for home in homes(settings)]
+    assert folders_of(settings)[0].name == "mine"
 
 
 def test_a_model_that_is_not_trained_is_a_sentence(toys):

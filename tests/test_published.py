@@ -1,9 +1,12 @@
 """The paper's numbers: which are known, when one of ours may be set against them, and how a user completes them."""
 
+from typing import get_args
+
 import pytest
 from evaluation_results import published_file, result
 
-from gap3d.evaluation.published import bundled, difference, with_file
+from gap3d.evaluation.published import CAPTIONS, bundled, difference, with_file
+from gap3d.evaluation.queries import Which
 from gap3d.evaluation.result import Cell
 
 
@@ -18,7 +21,9 @@ def test_a_number_is_set_against_the_papers_only_where_both_are_of_one_thing(tmp
     def of(name="cls_r10", number="2", **fields):
         return difference(paper, number, name, result(step=1, **fields))
 
-    assert of(cells={"cls_r10": Cell(91.9)}).value == pytest.approx(1.0)
+    for captions in ("all", "by key", "mine.csv"):
+        found = of(cells={"cls_r10": Cell(91.9)}, protocol={"captions": captions})
+        assert found.value == pytest.approx(1.0)
     for other, why in (
         ({"collection": "demo"}, "none of the paper's datasets"),
         ({"model": "mine"}, "no such row"),
@@ -30,6 +35,7 @@ def test_a_number_is_set_against_the_papers_only_where_both_are_of_one_thing(tmp
         ({"name": "patches_r1"}, "not sorted"),
         ({"name": "cls_r5", "quirks": ("float16_vectors",)}, "not sorted"),
         ({"name": "somebodys"}, "no such column"),
+        ({"protocol": {"captions": "longest"}}, "other captions (longest) than the published number (all)"),
         ({"name": "mse_cls", "number": "1", "table": "alignment"}, "not measured"),
         (
             {"name": "mse_cls", "number": "1", "cells": {"mse_cls": Cell(1.0)}},
@@ -42,6 +48,14 @@ def test_a_number_is_set_against_the_papers_only_where_both_are_of_one_thing(tmp
     assert "bent" in of("fd_pointnet", "3", **bent, counts={"ok": 1250}).why
     as_released = of("fd_pointnet", "3", **bent, counts={"ok": 1249, "timeout": 1}, quirks=("ray_depth",))
     assert as_released.value == pytest.approx(0.14)
+    few = of("fd_pointnet", "3", **bent, counts={"ok": 50, "timeout": 1200}, quirks=("ray_depth",))
+    assert few.value is None and "50 of 1,250 samples" in few.why
+
+
+def test_captions_are_those_that_queries_know():
+    assert set(CAPTIONS) == set(get_args(Which))
+    known = [table.datasets[name].captions for table in bundled().tables.values() for name in table.datasets]
+    assert set(known) - {""} == set(CAPTIONS)
 
 
 def test_a_users_file_lies_over_the_transcribed_numbers_and_leaves_the_others(tmp_path):

@@ -35,8 +35,8 @@ from gap3d.features.tokens import TokenLayout
 from gap3d.store import Store
 from pipelines import retrieval_metrics
 from pipelines.command import open_store
-from pipelines.retrieval_subjects import of_places
-from pipelines.true_pictures import GONE, true_pictures
+from pipelines.evaluation.subjects import of_places
+from pipelines.evaluation.true_pictures import GONE, true_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,6 +1,8 @@
 """One door over token sets of any model: what comes out is what was written, in any order and any number at a time."""
 
+import io
 import random
+import re
 import shutil
 import zipfile
 
@@ -83,6 +85,14 @@ def test_generated_sets_come_with_the_prompts_that_failed_and_the_keys_that_are_
     assert "a damaged PNG" in failures[keys[2]].reason
     described = open_tokens(store).description
     assert (described["source"], described["trained"], described["normalised"]) == ("generated", False, False)
+
+
+def test_images_without_targets_are_told_where_those_that_were_not_wanted_are_not(tmp_path, caplog):
+    store, _ = collection(tmp_path, 6, shards=1)
+    write_index(store, rejected={"0002/000"}, failed={"0001/000", "0004/000"})
+    with open_tokens(store) as sets:
+        assert sets.description["without_targets"] == {"import_error": 2} and len(sets) == 3
+    assert "2 images of collection test have no targets (2 import_error)" in caplog.text
 
 
 def columns(form):
@@ -202,17 +212,66 @@ def test_a_damaged_row_group_of_a_plain_shard_costs_its_rows_and_no_other(tmp_pa
     assert "row group 1 is damaged" in failures[KEYS[2]].reason
 
 
-def test_a_damaged_npz_costs_the_rows_from_there_on(tmp_path):
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_of_a_damaged_npz_no_row_is_believed_for_its_checksum_is_of_all(tmp_path, save):
     many = [f"{number}" for number in range(4000)]
-    np.savez(tmp_path / "a.npz", keys=np.array(many), cls=RNG.standard_normal((4000, 6)))
+    save(tmp_path / "a.npz", keys=np.array(many), cls=RNG.standard_normal((4000, 6)))
+    save(tmp_path / "b.npz", keys=np.array(["sound"]), cls=CLS[:1])
     with zipfile.ZipFile(tmp_path / "a.npz") as file:
         place = file.getinfo("cls.npy").header_offset + 4000 * 6 * 4
     data = bytearray((tmp_path / "a.npz").read_bytes())
-    data[place] ^= 0xFF
+    data[place] ^= 0x10
     (tmp_path / "a.npz").write_bytes(data)
-    found, failures = read(tmp_path, many)
-    assert set(found).isdisjoint(failures) and len(found) + len(failures) == 4000
-    assert many[-1] in failures and {why.status for why in failures.values()} == {Status.HASH_MISMATCH}
+    found, failures = read(tmp_path, [*many, "sound"])
+    assert list(found) == ["sound"] and list(failures) == many
+    assert {why.status for why in failures.values()} == {Status.HASH_MISMATCH}
+    assert "nobody can tell in which row" in failures["7"].reason
+
+
+def archive(path, flag=0, method=zipfile.ZIP_STORED, **members):
+    """A .zip of arrays (or bytes) under the very names; flag and method stand in its headers."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members.items():
+            sink = io.BytesIO()
+            if not isinstance(content, bytes):
+                np.save(sink, content)
+            file.writestr(name.replace("_npy", ".npy"), sink.getvalue() or content)
+    data = bytearray(path.read_bytes())
+    for start, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for found in re.finditer(start, bytes(data)):
+            at = found.start() + place
+            data[at], data[at + 2] = flag, method
+    path.write_bytes(data)
+
+
+def header(dtype, shape):
+    sink = io.BytesIO()
+    np.lib.format.write_array_header_1_0(sink, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return sink.getvalue()
+
+
+def single_array(path):
+    with path.open("wb") as file:
+        np.save(file, CLS)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (single_array, "no archive of arrays"),
+        (lambda path: archive(path, keys_npy=np.array(KEYS), patches=PATCHES), "patches can't be read .*no item named"),
+        (lambda path: archive(path, flag=1, keys_npy=np.array(KEYS), cls_npy=CLS), "encrypted.*save it again"),
+        (lambda path: archive(path, method=99, keys_npy=np.array(KEYS), cls_npy=CLS), "compression method"),
+        (lambda path: archive(path, keys_npy=header("<U8", (10**13,)), cls_npy=CLS), "a.npz can't be read as .npz"),
+        (lambda path: archive(path, keys_npy=np.array(["x"]), patches_npy=header("<f4", (1, 10**9, 9))), "bytes, at m"),
+        (lambda path: archive(path, keys_npy=np.array(["x\ud800"]), cls_npy=CLS[:1]), "a.npz can't be read as .npz"),
+        (lambda path: archive(path, keys_npy=np.array(KEYS), cls_npy=CLS.astype(object)), "cls is object"),
+    ],
+)
+def test_a_hostile_npz_is_a_sentence_and_takes_no_memory(tmp_path, write, words):
+    write(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=words):
+        open_tokens(tmp_path)
 
 
 def test_damage_of_a_part_of_the_store_costs_the_rows_of_its_row_group(tmp_path):
@@ -287,6 +346,23 @@ def test_what_does_not_fit_is_a_sentence_that_says_what_to_do(tmp_path, write, w
     write(folder)
     with pytest.raises(ValueError, match=words):
         open_tokens(folder)
+
+
+@pytest.mark.parametrize("shape", [[5, None], "5x6", 30, [5.0, 6.0], {"rows": 5}])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_shape_that_is_none_costs_its_rows_and_nothing_where_lists_tell_it_themselves(tmp_path, shape, packed):
+    flat = [row.tobytes() if packed else row.ravel().tolist() for row in PATCHES]
+    sound = [5, 6] if isinstance(shape, list) and None in shape else shape
+    table = {"key": KEYS, "shape": [shape, *[sound] * 6]}
+    pq.write_table(pa.table({**table, "patches": flat}), tmp_path / "a.parquet")
+    if sound is shape:
+        with pytest.raises(ValueError, match=r"no row .* can be read; .* no list of whole numbers"):
+            open_tokens(tmp_path)
+    else:
+        found, failures = read(tmp_path, KEYS)
+        assert len(found) == 6 and "no list of whole numbers" in failures[KEYS[0]].reason
+    pq.write_table(pa.table({**table, "patches": PATCHES.tolist()}), tmp_path / "a.parquet")
+    assert len(read(tmp_path, KEYS)[0]) == 7
 
 
 def test_a_collection_without_token_sets_and_a_place_that_is_not_there_say_so(tmp_path):

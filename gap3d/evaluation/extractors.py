@@ -22,6 +22,7 @@ from gap3d.metrics.extractors.inception import InceptionFeatures
 from gap3d.metrics.extractors.pointnet import PointFeatures
 from gap3d.metrics.extractors.published import RANDOM_SMALL
 from gap3d.parts import write_atomically
+from gap3d.records import SystemicFault
 
 PictureName = Literal["inception", "dinov2", "clip", "clip_large"]
 Name = Literal["inception", "dinov2", "clip", "clip_large", "pointnet"]
@@ -45,7 +46,10 @@ def load_pictures(name: PictureName, settings: EvaluationSettings, device: str |
         size = settings.dinov2_size
         return Dinov2Features(settings.dinov2, image_size=size, seed=settings.seed, device=device)
     weights = settings.clip if name == "clip" else settings.clip_large
-    return ClipFeatures(weights, seed=settings.seed, device=device)
+    try:
+        return ClipFeatures(weights, seed=settings.seed, device=device)
+    except SystemicFault as fault:  # which names the setting of one of the two
+        raise SystemicFault(str(fault).replace("evaluation.clip", f"evaluation.{name}")) from fault
 
 
 def load_points(settings: EvaluationSettings, device: str | None = None) -> PointFeatures:

@@ -92,7 +92,7 @@ class Measuring:
 
 
 Side = Mapping[Extractor, FeatureRows]
-References = Mapping[str, Mapping[str, Tensor]]
+References = Mapping[str, Mapping[str, Tensor | Failure]]
 
 
 @dataclass
@@ -117,7 +117,8 @@ def measure(
         pairs: every object that was expected; the order does not matter.
         true: features of true objects; extractors that there are none of are absent.
         generated: features of generated objects.
-        references: for the columns of CLIP, the feature of each pair's text or picture [D], by key of the pair.
+        references: for the columns of CLIP, the feature of each pair's text or picture [D], or why it has none, by key
+            of the pair.
         how: seeds and quirks.
 
     Returns:
@@ -151,7 +152,7 @@ def column(
     pairs: Sequence[Pair],
     true: Side,
     generated: Side,
-    references: Mapping[str, Tensor],
+    references: Mapping[str, Tensor | Failure],
     how: Measuring,
 ) -> Column:
     """One metric over all pairs, in the order of their keys."""
@@ -159,8 +160,17 @@ def column(
     if theirs is None:
         return Column(metric, Cell(None, note=no_features(metric)), {})
     if metric.kind in ("text", "image"):
-        lacking = {pair.key: why for pair in pairs if (why := fault_of(pair, theirs))}
-        return scored(metric, pairs, theirs, references, lacking, how)
+        if not references:
+            thing = "text" if metric.kind == "text" else "picture"
+            return Column(metric, Cell(None, note=f"no prompt has a {thing}"), {})
+        fit = {key: each for key, each in references.items() if isinstance(each, Tensor)}
+        unfit = {
+            key: told(why, f"{metric.kind} of its prompt")
+            for key, why in references.items()
+            if isinstance(why, Failure)
+        }
+        lacking = {pair.key: why for pair in pairs if (why := fault_of(pair, theirs) or unfit.get(pair.key))}
+        return scored(metric, pairs, theirs, fit, lacking, how)
     ours = true.get(metric.extractor)
     if ours is None:
         return Column(metric, Cell(None, note=no_features(metric)), {})
@@ -251,9 +261,6 @@ def scored(
 ) -> Column:
     """The mean over objects of how well their pictures fit; those whose prompt has no picture are no part of it."""
     kept = [pair for pair in pairs if pair.key not in lacking and pair.key in references]
-    if not references:
-        thing = "text" if metric.kind == "text" else "picture"
-        return Column(metric, Cell(None, note=f"no prompt has a {thing}"), {})
     if not kept:
         return Column(
             metric, Cell(None, note=f"no object of {len(pairs)} has a score{most_frequent(lacking)}"), lacking

@@ -1,8 +1,10 @@
 """A shard of token sets as numpy saves arrays: ``keys`` [M], and ``cls`` [M, C], ``registers``, ``patches`` [M, N, C].
 
-``tokens`` is another name of ``patches``. Arrays are read a row at a time, whatever their size.
+``tokens`` is another name of ``patches``. Arrays are read a row at a time, whatever their size. Nothing is unpickled.
+The file has one checksum an array, which its last byte proves: where one does not hold, any row may be the damaged one.
 """
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -18,7 +20,10 @@ from gap3d.records import Failure, Status
 
 NAMES = {"cls": ("cls",), "registers": ("registers",), "patches": ("patches", "tokens")}
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError)
+# KeyError: an array's member is not named as numpy names it. RuntimeError: it is encrypted, or packed in a way that
+# Python does not know. MemoryError: a header promises more keys than there can be.
+BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError, MemoryError)
+MOST_BYTES = 1 << 30  # of a row, and of all keys: what is packed may unfold to anything
 
 
 class NpzShard:
@@ -31,12 +36,17 @@ class NpzShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("it is no archive of arrays, as np.savez writes them")
             with np.load(path, allow_pickle=False) as file:
                 names = [name for name in ("keys", "key") if name in file.files]
                 if not names:
                     raise ValueError(f"it has no array keys, only {', '.join(file.files[:8])}")
+                if max(each.file_size for each in file.zip.infolist() if each.filename[:3] == "key") > MOST_BYTES:
+                    raise ValueError(f"its keys unfold to more than {MOST_BYTES} bytes")
                 self.keys = [str(key) for key in file[names[0]].reshape(-1).tolist()]
                 found = {kind: [name for name in each if name in file.files] for kind, each in NAMES.items()}
+                "".join(self.keys).encode()  # half a character can be neither written nor compared
         except BROKEN as error:
             words = "save keys as texts (np.array([...], dtype=str))" if "pickle" in str(error) else "save it again"
             raise ValueError(f"{path} can't be read as .npz ({error}): {words}") from error
@@ -47,16 +57,21 @@ class NpzShard:
         self._about: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         with zipfile.ZipFile(path) as packed:
             for kind, name in self._arrays.items():
-                with packed.open(f"{name}.npy") as file:
-                    self._about[kind] = self._head(file, name, kind)
+                try:
+                    with packed.open(f"{name}.npy") as file:
+                        self._about[kind] = self._head(file, name, kind)
+                except BROKEN as error:
+                    raise ValueError(f"{path}: {name} can't be read ({error}): save it again") from error
 
     def precision(self, kind: str) -> str:
         """Number format of a kind."""
         return self._about[kind][1].name
 
     def rows(self) -> Iterator[tuple[int, Mapping[str, NDArray[Any]] | Failure]]:
-        """(number, by kind [N, C]) of every row; of those after a damaged place, why there is nothing."""
-        done = 0
+        """(number, by kind [N, C]) of every row; if anything is damaged, then every row again, and why it is nothing.
+
+        Damage may be told after the last row only: whoever takes these believes a row's last word.
+        """
         try:
             with ExitStack() as stack:
                 packed = stack.enter_context(zipfile.ZipFile(self.path))
@@ -64,16 +79,17 @@ class NpzShard:
                 for kind, file in files.items():
                     self._head(file, self._arrays[kind], kind)
                 for row in range(len(self.keys)):
-                    found = {kind: self._row(file, kind) for kind, file in files.items()}
-                    yield row, found
-                    done += 1
+                    yield row, {kind: self._row(file, kind) for kind, file in files.items()}
+                for kind, file in files.items():
+                    if file.read(1):  # at the end, the checksum is compared
+                        raise ValueError(f"{self._arrays[kind]} goes on after its last row")
         except BROKEN as error:
-            words = f"{self.path} is damaged from row {done} on ({error})"
-            yield from ((row, Failure(Status.HASH_MISMATCH, words)) for row in range(done, len(self.keys)))
+            words = f"{self.path} is damaged ({error}), and nobody can tell in which row: save it again"
+            yield from ((row, Failure(Status.HASH_MISMATCH, words)) for row in range(len(self.keys)))
 
     def _row(self, file: IO[bytes], kind: str) -> NDArray[Any]:
         shape, dtype = self._about[kind]
-        size = int(np.prod(shape[1:])) * dtype.itemsize
+        size = math.prod(shape[1:]) * dtype.itemsize
         data = file.read(size)
         if len(data) < size:
             raise ValueError(f"{self._arrays[kind]} ends there")
@@ -84,14 +100,15 @@ class NpzShard:
         """Shape and number format of an array; what follows in the file are its numbers."""
         version = npy.read_magic(file)
         if version not in HEADERS:
-            raise ValueError(f"{self.path}: {name} is of a version of numpy's format that holds no plain numbers")
+            raise ValueError(f"{name} is of a version of numpy's format that holds no plain numbers")
         shape, fortran, dtype = HEADERS[version](file)
         sides = (2, 3) if kind == "cls" else (3,)
         wanted = "[M, C]" if kind == "cls" else "[M, N, C]"
         if fortran or dtype.kind != "f" or len(shape) not in sides or shape[0] != len(self.keys) or 0 in shape:
             order = " in Fortran's order" if fortran else ""
             raise ValueError(
-                f"{self.path}: {name} is {dtype} {list(shape)}{order} for {len(self.keys)} keys: save floats {wanted}, "
-                "contiguous"
+                f"{name} is {dtype} {list(shape)}{order} for {len(self.keys)} keys: save floats {wanted}, contiguous"
             )
+        if (size := math.prod(shape[1:]) * dtype.itemsize) > MOST_BYTES:
+            raise ValueError(f"a row of {name} {list(shape)} is {size} bytes, at most {MOST_BYTES} are taken")
         return shape, dtype

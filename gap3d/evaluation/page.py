@@ -62,7 +62,7 @@ def page(
     Args:
         head: ``title``, ``made`` (when), ``notes`` (what else to know).
         published: the paper's numbers.
-        results: all there are, of any table and collection, each fingerprint once.
+        results: all there are, of any table and collection; of one fingerprint there may be several names.
         pictures: of results, by their fingerprint.
         comparisons: further pictures (Figures 3, 4 and 6).
     """

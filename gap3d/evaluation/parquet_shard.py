@@ -127,7 +127,7 @@ def number_of(kind: pa.DataType) -> str | None:
     return {"halffloat": "float16", "float": "float32", "double": "float64"}[str(kind)]
 
 
-def numbers(cell: Any, shape: list[int] | None, dtype: str | None, *, flat: bool) -> NDArray[Any]:
+def numbers(cell: Any, shape: Any, dtype: str | None, *, flat: bool) -> NDArray[Any]:
     """A cell as [N, C].
 
     Args:
@@ -144,9 +144,11 @@ def numbers(cell: Any, shape: list[int] | None, dtype: str | None, *, flat: bool
     if isinstance(cell, pa.ExtensionScalar):
         shape, cell = shape or list(cell.type.shape), cell.value
     if isinstance(cell.type, pa.DataType) and number_of(cell.type) == "":
+        shape = whole(shape)
         return shaped(decoded(cell.as_buffer(), shape, dtype), shape, flat=flat)
     inner = cell.values
     if number_of(inner.type) is None:  # of a flat list
+        shape = whole(shape)
         if inner.null_count:
             raise ValueError("hold nulls")
         return shaped(inner.to_numpy(zero_copy_only=False), shape, flat=flat)
@@ -157,6 +159,13 @@ def numbers(cell: Any, shape: list[int] | None, dtype: str | None, *, flat: bool
     if number_of(values.type) is not None:
         raise ValueError("are nested deeper than [N][C]")
     return values.to_numpy(zero_copy_only=False).reshape(len(lengths), -1)
+
+
+def whole(shape: Any) -> list[int] | None:
+    """A shape, if it is one: a column of that name may hold anything."""
+    if shape is not None and not (isinstance(shape, list) and all(isinstance(side, int) for side in shape)):
+        raise ValueError(f"are of the shape {str(shape)[:80]!r}, which is no list of whole numbers [N, C]")
+    return shape
 
 
 def decoded(buffer: Any, shape: list[int] | None, dtype: str | None) -> NDArray[Any]:
@@ -181,6 +190,6 @@ def shaped(values: NDArray[Any], shape: list[int] | None, *, flat: bool) -> NDAr
             raise ValueError("are flat, and no column shape says how many tokens [N, C] they are")
         shape = [1, len(values)]
     shape = [1, *shape] if len(shape) == 1 else shape
-    if len(shape) != 2 or any(side is None or side < 1 for side in shape) or math.prod(shape) != len(values):
+    if len(shape) != 2 or any(side < 1 for side in shape) or math.prod(shape) != len(values):
         raise ValueError(f"are {len(values)} numbers, which are not of shape {shape}")
     return values.reshape(shape)

@@ -96,9 +96,9 @@ class PlainSets:
             for row, found in shard.rows():
                 if row >= len(shard.keys):
                     raise ValueError(f"{shard.path} has more token sets than keys: it is damaged, write it again")
-                seen.add(row)
                 self._take(start + row, found, scratch)
-                told(1)
+                told(row not in seen)  # what is damaged is told of its rows once more
+                seen.add(row)
             for row in set(range(len(shard.keys))) - seen:
                 self._failures[start + row] = Failure(Status.MISSING, f"{shard.path} ends before row {row}")
             start += len(shard.keys)

@@ -17,6 +17,8 @@ from gap3d.evaluation.result import Result
 from gap3d.section import Section
 
 FILE = "published.toml"
+CAPTIONS = ("drawn", "longest", "all")  # queries.Which, whose module brings torch
+LOST = 0.01  # share of the samples that may have no number: published ones have lost some too, nobody says how many
 Better = Literal["higher", "lower", "one", ""]
 
 
@@ -74,6 +76,8 @@ class Dataset(Section):
     """Patterns of the names of collections of ours that hold it."""
     samples: int | None = None
     """How many there were, where that is known."""
+    captions: str = ""
+    """Which of an image's were asked for (``queries.Which``); empty where that is no matter."""
 
     def holds(self, collection: str) -> bool:
         """Whether a collection of ours is this dataset."""
@@ -260,9 +264,15 @@ def difference(published: Published, number: str, name: str, result: Result) -> 
             f"They are not of one thing: the released evaluation {did}. "
             f"To compare, measure with evaluation.quirks {', '.join(missing)}.",
         )
+    asked, captions = result.protocol.get("captions"), paper.datasets[dataset].captions
+    if captions and asked in CAPTIONS and asked != captions:
+        return Difference(None, f"Ours is of other captions ({asked}) than the published number ({captions}).")
     wanted, measured = paper.datasets[dataset].samples, sum(result.counts.values())
     if wanted is not None and measured != wanted:
         return Difference(None, f"Ours is of {measured:,} samples, the published number of {wanted:,}.")
+    good = result.counts.get("ok", 0)
+    if good < (1 - LOST) * measured:
+        return Difference(None, f"Ours is of {good:,} of {measured:,} samples: the others failed, see its reasons.")
     theirs = paper.value(dataset, row, name)
     if theirs is None:
         return Difference(None, f"The published number is {published.elsewhere(number)}.")

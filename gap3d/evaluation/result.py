@@ -5,13 +5,14 @@ for every sample that was expected, and pictures. A folder appears whole or not 
 would be measured is not measured again.
 """
 
+import errno
 import importlib.metadata
 import io
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from gap3d.fingerprints import digest_of
 from gap3d.metrics.bootstrap import Interval
 from gap3d.parts import fsync_path
 from gap3d.records import Status, SystemicFault
-from gap3d.temporary import TemporaryFolder
+from gap3d.temporary import TemporaryFolder, sweep
 
 FOLDER = "evaluation"
 RESULT, SAMPLES = "result.json", "samples.parquet"
@@ -89,7 +90,7 @@ class Result:
         cells: by column.
         fingerprint: of all that the numbers depend on.
         trained: whether all that made and measured it is trained; else the numbers mean nothing.
-        label: what is untrained, loudly; else "trained", or that nobody says (``trained_as_told``).
+        label: what is untrained, loudly; else "trained", or that nobody says so.
         checkpoint: of the aligner (``stage``, ``run``, ``step``, ``digest``); empty for other models.
         quirks: of the released evaluation, by name.
         protocol: seeds, steps, extractors, sources: all that is needed to repeat it.
@@ -130,12 +131,6 @@ class Result:
         return {"version": VERSION, **content}
 
 
-def trained_as_told(*described: Mapping[str, Any]) -> str:
-    """The label of a result of which nothing is known to be untrained: plain shards do not say what made them."""
-    told = all(each["trained"] is not None for each in described)
-    return "trained" if told else "its token sets do not say whether what made them is trained"
-
-
 def name_of(model: str, fingerprint: str) -> str:
     """The name of a result's folder."""
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip("-.")[:60] or "model"
@@ -145,13 +140,16 @@ def name_of(model: str, fingerprint: str) -> str:
 def save(
     collection: Path, result: Result, samples: Sequence[Sample], pictures: Mapping[str, bytes] | None = None
 ) -> Result:
-    """Write a result, with counts, reasons, digest, software and time filled in; the result as it was written.
+    """Write a result, with counts, reasons, digest, software and time filled in.
 
     Args:
         collection: its folder in the store.
         result: the row.
         samples: one for every sample that was expected, each key once.
         pictures: files by name, beside it.
+
+    Returns:
+        The result as it was written; where a sound one of the same name and fingerprint is there already, that.
 
     Raises:
         ValueError: a key stands twice, or a number is not finite: a cell without value says why.
@@ -183,11 +181,20 @@ def save(
             (scratch.path / name).write_bytes(data)
             fsync_path(scratch.path / name)
         fsync_path(scratch.path)
-        if folder.exists():  # damaged, or made at the same time elsewhere: of the same inputs
-            shutil.rmtree(folder)
         scratch.path.chmod(0o755)
-        scratch.path.rename(folder)
+        while True:
+            if there := known(collection, result.table, result.model, result.fingerprint):
+                return there  # made at the same time elsewhere, of the same inputs: others may be reading it
+            try:
+                with suppress(FileNotFoundError):  # damaged: whoever reads it sees all of it, or nothing
+                    folder.rename(scratch.path.with_name(f"{scratch.path.name}-old"))
+                scratch.path.rename(folder)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
         fsync_path(parent)
+        sweep(parent, f"{scratch.path.name}-old")
     finally:
         scratch.remove()
     return made
@@ -268,7 +275,8 @@ def known(collection: Path, table: Table, model: str, fingerprint: str) -> Resul
         found = read(folder)
     except SystemicFault:
         return None
-    return found if found.fingerprint == fingerprint and (folder / SAMPLES).is_file() else None
+    same = (found.fingerprint, found.model) == (fingerprint, model)  # several names can be one folder's
+    return found if same and (folder / SAMPLES).is_file() else None
 
 
 def find(collection: Path, table: Table) -> list[Result]:

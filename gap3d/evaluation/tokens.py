@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +19,8 @@ from gap3d.evaluation.target_sets import TargetSets, of_parts, parquet
 from gap3d.features.encoder import UNTRAINED
 from gap3d.records import Failure, Status
 from gap3d.store import ALL, Store
+
+log = logging.getLogger(__name__)
 
 KINDS = ("cls", "registers", "patches")
 BATCH_BYTES = 1 << 24  # of a batch's float32 tokens: the allocator uses memory of that size again
@@ -165,6 +169,15 @@ class TokenSets:
         return None
 
 
+def worth(predicted: TokenSets, true: TokenSets) -> tuple[bool, str]:
+    """(whether nothing is known to be untrained, that in words): nobody vouches for the shards of strangers."""
+    said = {"predictions": predicted.description, "targets": true.description}
+    if untrained := [f"{name}: {about['label']}" for name, about in said.items() if about["trained"] is False]:
+        return False, "; ".join(untrained)
+    unknown = " and ".join(name for name, about in said.items() if about["trained"] is None)
+    return True, f"nobody says whether {unknown} are trained" if unknown else "trained"
+
+
 def open_tokens(place: Store | Path | str) -> TokenSets:
     """Token sets at a place.
 
@@ -264,6 +277,14 @@ def of_dataset(store: Store) -> TokenSets:
     places = {row["key"]: (folder / row["target_shard"] / row["target_part"], row["target_row"]) for row in rows}
     held = manifest.read(store.shard("dataset", ALL), "dataset", ALL)
     failures = {key: Failure(row.status, row.reason) for key, row in held.rows.items() if row.part is None}
+    lost = Counter(str(why.status) for why in failures.values() if why.status is not Status.NOT_ADMITTED)
+    if lost:
+        log.warning(
+            "%d images of collection %s have no targets (%s): they are no part of what is measured",
+            lost.total(),
+            store.collection,
+            ", ".join(f"{count} {status}" for status, count in sorted(lost.items())),
+        )
     sets = TargetSets(places)
     said = sets.about
     encoder = said.get("encoder", {})
@@ -275,6 +296,7 @@ def of_dataset(store: Store) -> TokenSets:
         "label": label,
         "trained": False if UNTRAINED in label else encoder.get("trained"),
         "normalised": normalised(said),
+        "without_targets": dict(sorted(lost.items())),
         "encoder": encoder,
         "settings": said.get("settings", {}),
     }

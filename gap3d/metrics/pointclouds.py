@@ -52,7 +52,7 @@ def view_of(row: Mapping[str, Any], pixel_limit: int = Limits().pixels) -> Depth
             Status.MISSING,
             f"{row['object_id']} view {row['view']} has no depth: render the collection with renders.depth = true",
         )
-    depth = decode_depth(row["depth"], row["depth_min"], row["depth_max"])
+    depth = decode_depth(row["depth"], row["depth_min"], row["depth_max"], pixel_limit)
     image = decode_image(row["png"], pixel_limit)
     alpha = np.array(image.getchannel("A")) if image.mode == "RGBA" else None
     return DepthView(depth, np.asarray(row["transform_matrix"]), row["camera_angle_x"], alpha)

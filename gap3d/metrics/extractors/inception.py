@@ -12,6 +12,8 @@ from gap3d.features.weights import read_state, weights_hash
 from gap3d.metrics.extractors.extractor import PictureFeatures, device_of
 from gap3d.metrics.extractors.inception_v3 import UNUSED, InceptionV3
 from gap3d.metrics.extractors.published import RANDOM_SMALL, Published, load_into, randomise_layers
+from gap3d.records import Failure, Status
+from gap3d.settings import Limits
 
 RESIZED, SIDE = 342, 299
 SLIM = 8  # divisor of the small one's channels
@@ -69,11 +71,18 @@ class InceptionFeatures(PictureFeatures):
         self._network = network.eval().requires_grad_(False).to(self._device)
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """See ``PictureFeatures``: the transforms of torchvision's weights."""
+        """See ``PictureFeatures``: the transforms of torchvision's weights.
+
+        Raises:
+            Failure: ``too_large`` if a long strip would grow beyond the limit.
+        """
         shorter = min(image.size)
-        size = [RESIZED if side == shorter else int(RESIZED * side / shorter) for side in image.size]
-        resized = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
-        left, top = (round((side - SIDE) / 2) for side in size)
+        width, height = (RESIZED if side == shorter else int(RESIZED * side / shorter) for side in image.size)
+        if width * height > (limit := Limits().pixels):
+            old = " x ".join(map(str, image.size))
+            raise Failure(Status.TOO_LARGE, f"{old} pixels would grow to {width} x {height}, beyond {limit}")
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = (round((side - SIDE) / 2) for side in (width, height))
         cut = resized.crop((left, top, left + SIDE, top + SIDE))
         return torch.from_numpy(normalise(np.array(cut), self._normalisation))
 

@@ -18,9 +18,10 @@ from gap3d.records import Failure
 from gap3d.settings import CatalogSettings, Settings, SourceSettings
 from gap3d.store import Store
 from gap3d.trellis.seeds import caption_of
-from pipelines import around, cloud_features, picture_features, pictured
+from pipelines import around, cloud_features, picture_features
 from pipelines.command import load_settings, open_store
-from pipelines.generation_references import Picture
+from pipelines.evaluation import pictured
+from pipelines.evaluation.references import Picture
 from pipelines.prompts import existing
 from pipelines.report import Report, merge
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
 from gap3d.evaluation.extractors import load_pictures
@@ -13,7 +12,7 @@ from gap3d.features.decoding import decode_image
 from gap3d.metrics.extractors.clip import ClipFeatures
 from gap3d.metrics.extractors.extractor import PASS
 from gap3d.parts import read_rows
-from gap3d.records import Failure, SystemicFault
+from gap3d.records import Failure
 from gap3d.settings import Settings
 from pipelines.progress import progress
 
@@ -47,9 +46,9 @@ def references(
         names: of the extractors that there are features of.
 
     Raises:
-        SystemicFault: weights can't be had, or a picture is damaged.
+        SystemicFault: weights can't be had.
     """
-    found: dict[str, Mapping[str, Tensor]] = {}
+    found: dict[str, Mapping[str, Tensor | Failure]] = {}
     wanted = [metric for metric in METRICS if metric.kind in ("text", "image") and metric.extractor in names]
     total = sum(len(captions if metric.kind == "text" else pictures) for metric in wanted)
     with progress(total=total, desc="prompts", unit="prompt") as bar:
@@ -58,7 +57,7 @@ def references(
             extractor = load_pictures(name, settings.evaluation)
             assert isinstance(extractor, ClipFeatures)
             for metric in (each for each in wanted if each.extractor == name):
-                column: dict[str, Tensor] = {}
+                column: dict[str, Tensor | Failure] = {}
                 for keys in chunks(sorted(captions if metric.kind == "text" else pictures)):
                     if metric.kind == "text":
                         column |= of_texts(extractor, {key: captions[key] for key in keys})
@@ -79,23 +78,16 @@ def of_texts(extractor: ClipFeatures, captions: Mapping[str, str]) -> dict[str, 
     return dict(zip(captions, extractor.texts(list(captions.values())), strict=True))
 
 
-def of_pictures(extractor: ClipFeatures, pictures: Mapping[str, Picture], settings: Settings) -> dict[str, Tensor]:
-    """Features of pictures [D], by key; what has alpha is composited on black."""
-    images = [image_of(key, picture, settings.limits.pixels) for key, picture in pictures.items()]
-    return dict(zip(pictures, extractor.features(images), strict=True))
-
-
-def image_of(key: str, picture: Picture, most: int) -> Image.Image:
-    """The picture of a prompt, which was read and decoded before.
-
-    Raises:
-        SystemicFault: it is damaged, or too large by now.
-    """
-    data = read_rows(picture.part, [picture.row], [picture.column]).column(picture.column)[0].as_py()
-    try:
-        return decode_image(data, most)
-    except Failure as known:
-        raise SystemicFault(
-            f"the picture of the prompt of {key} in {picture.part} can't be read any more ({known.reason}): run "
-            "`python -m pipelines.verify`, and look at limits.pixels"
-        ) from known
+def of_pictures(
+    extractor: ClipFeatures, pictures: Mapping[str, Picture], settings: Settings
+) -> dict[str, Tensor | Failure]:
+    """Features of pictures [D], by key, or why one can't be looked at; what has alpha is composited on black."""
+    found: dict[str, Tensor | Failure] = {}
+    for key, each in pictures.items():
+        png = read_rows(each.part, [each.row], [each.column]).column(each.column)[0].as_py()
+        try:
+            # Singly: what is too long a strip is told by the extractor.
+            found[key] = extractor.features([decode_image(png, settings.limits.pixels)])[0]
+        except Failure as known:
+            found[key] = known
+    return found

@@ -19,8 +19,8 @@ from gap3d.records import Failure, Status
 from gap3d.settings import Settings
 from pipelines import generate, prompts
 from pipelines.command import resolved
+from pipelines.evaluation.objects import Subject, TrueObjects
 from pipelines.generate import Checkpoint
-from pipelines.generation_objects import Subject, TrueObjects
 from pipelines.predictions import about, checkpoint_of, fitting, require_room
 
 log = logging.getLogger(__name__)

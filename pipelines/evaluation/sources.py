@@ -4,9 +4,10 @@ trellis:COLLECTION[:METHOD]  what pipelines.trellis made of a collection's promp
 collection:NAME              a collection of generated meshes, rendered from all around (first, where it is not yet)
 pictures:DIR                 a folder of pictures of any generator, DIR/<object>/000.png ..., DIR/captions.csv
 meshes:DIR                   a folder of meshes of any generator, which are rendered from all around first
-retrieved:MODEL              no generation: see pipelines.retrieved
+retrieved:MODEL              no generation: see pipelines.evaluation.retrieved
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,14 +25,15 @@ from gap3d.records import Failure, Status
 from gap3d.settings import Settings, SourceSettings
 from gap3d.store import Store
 from gap3d.trellis.seeds import caption_of
-from pipelines import pictured, retrieved
-from pipelines.generation_objects import Subject, TrueObjects, featured, from_all_around, paired, rendered_around
-from pipelines.generation_references import Picture
+from pipelines.evaluation import pictured, retrieved
+from pipelines.evaluation.objects import Subject, TrueObjects, featured, from_all_around, paired, rendered_around
+from pipelines.evaluation.references import Picture
 from pipelines.predictions import checkpoint_of
 from pipelines.prompts import existing
 from pipelines.report import Report, merge
 from pipelines.trellis import METHODS, STAGE, stage_of
 
+log = logging.getLogger(__name__)
 KINDS = ("trellis", "collection", "pictures", "meshes", "retrieved")
 CAPTIONS = "captions.csv"
 SHOWN = 10  # names in a result
@@ -159,7 +161,7 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
         model=model or f"{name}: {method}",
         pairs=paired(true, chosen, NOT_TRIED),
         side=side,
-        captions={each: text_of(true, each, asked[key]) for each, key in chosen.items() if key in asked},
+        captions=texts_of(true.captions, {each: asked[key] for each, key in chosen.items() if key in asked}),
         pictures={each: pictures[key] for each, key in chosen.items() if key in pictures},
         checkpoint=checkpoint,
         untrained=untrained,
@@ -194,12 +196,25 @@ def renders_by_digest(true: TrueObjects) -> dict[str, Picture]:
     return found
 
 
-def text_of(true: TrueObjects, object_id: str, asked: Mapping[str, Any]) -> str:
-    """The text that pictures are scored against: the prompt, less what was appended to the object's own caption."""
-    captions = true.captions.get(object_id, ())
-    choice = asked["caption_index"]
-    caption = captions[choice] if choice < len(captions) else ""
-    return caption if caption and asked["prompt"].startswith(f"{caption} ") else str(asked["prompt"])
+def texts_of(captions: Mapping[str, Sequence[str]], asked: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The texts that pictures are scored against: prompts, less the suffix that was appended to every one of them.
+
+    What follows an object's caption in its own prompt alone is no suffix: somebody asked for more than the caption.
+
+    Args:
+        captions: of true objects, by object_id.
+        asked: rows of prompts, likewise.
+    """
+    prompts = {key: str(row["prompt"]) for key, row in asked.items()}
+    appended = set()
+    for key, row in asked.items():
+        caption = "".join(captions.get(key, ())[row["caption_index"] :][:1])
+        if caption and prompts[key].startswith(f"{caption} "):
+            appended.add(prompts[key][len(caption) :])
+    suffix = min(
+        (each for each in appended if all(text.endswith(each) for text in prompts.values())), default="", key=len
+    )
+    return {key: text.removesuffix(suffix) for key, text in prompts.items()}
 
 
 def of_collection(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
@@ -248,6 +263,15 @@ def of_pictures(settings: Settings, place: str, model: str, true: TrueObjects) -
     objects = objects_in(root)
     table = root / CAPTIONS
     said = read_captions(table) if table.is_file() else {}
+    names = {path.name for path in objects.values()}
+    if strange := sorted(set(said) - names):
+        words = (
+            f"{table} has captions of {len(strange)} folders that are not in {root}, e.g. {strange[0]!r}: its column "
+            f"path holds names such as {min(names)!r}"
+        )
+        if not names & set(said):
+            raise ValueError(words)
+        log.warning("%s", words)
     captions = {key: said[path.name] for key, path in objects.items() if said.get(path.name)}
     matched = match({key: of_key(key) for key in objects}, true.known, true.base.collection)
     chosen = measured_of(true, matched.generated)

@@ -22,9 +22,9 @@ from gap3d.metrics.pointclouds import DepthView, cloud_of, view_of
 from gap3d.records import Failure, Outcome, Status
 from gap3d.schemas import clouds
 from gap3d.settings import Limits, Settings
+from pipelines.evaluation.pictured import failed
 from pipelines.job import Item, Job, Row
 from pipelines.job import run as run_job
-from pipelines.pictured import failed
 from pipelines.report import Report
 from pipelines.worker import Resources
 
