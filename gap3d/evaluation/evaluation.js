@@ -128,7 +128,9 @@ function drawBlock(block, about) {
   if (none) {
     const transcribed = block.rows.some((row) => Object.values(row.paper).some(given));
     return make("section", at, name,
-      make("p", { class: "explain" }, "Nothing of it is measured here yet: name its collection in evaluation.collections, and run ", make("code", {}, `python -m pipelines.${about.kind}_metrics`), "."),
+      make("p", { class: "explain" }, "Nothing of it is measured here yet: ", ...(about.kind === "generation"
+        ? ["run ", make("code", {}, "python -m pipelines.generation_metrics"), " with its collection in evaluation.true, or as --collection."]
+        : ["name its collection in evaluation.collections, and run ", make("code", {}, `python -m pipelines.${about.kind}_metrics`), "."])),
       make("details", { open: transcribed }, make("summary", {}, "The paper's rows"), ...comparison(block)));
   }
   return make("section", at, name, make("p", { class: "small" }, where), ...comparison(block), ...failures(block), pictures(block), history(block), checks(block), provenance(block));
