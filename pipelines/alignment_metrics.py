@@ -28,6 +28,7 @@ from gap3d.metrics.alignment import KINDS, MEASURES
 from gap3d.settings import Settings
 from pipelines import prompts
 from pipelines.command import parse, parser, resolved, say, sentences, stop
+from pipelines.evaluation import printed
 from pipelines.evaluation.subjects import place_of
 from pipelines.predictions import Predictions, checkpoint_of, predictions
 from pipelines.progress import progress
@@ -226,24 +227,16 @@ def measured(row: Wanted, settings: Settings) -> tuple[Result, ShardReport]:
 
 def lines_of(result: Result) -> list[str]:
     """A result for a person."""
-    total = sum(result.counts.values())
-    found = [f"{result.model} on {result.collection}: {result.counts.get('ok', 0)} of {total} pairs; {result.label}"]
+    made = printed.heading(result, "pairs")
     for kind in KINDS:
         cells = {measure: result.cells.get(f"{measure}_{kind}") for measure in MEASURES}
-        if all(cell is not None for cell in cells.values()):
-            found.append(f"{kind:>10}  " + "  ".join(f"{name} {shown(cell)}" for name, cell in cells.items()))
+        texts = [f"{name} {printed.told(cell, 4)}" for name, cell in cells.items() if cell is not None]
+        if texts:
+            made.append(f"  {kind:<9}  " + "  ".join(texts))
     for name, check in result.checks.items():
         if not check["passed"] or check.get("applies") is False:
-            found.append(f"{'':>10}  {name}: {check.get('note') or 'not every pair: see samples.parquet'}")
-    return [*found, f"{'':>10}  {result.folder}"]
-
-
-def shown(cell: Any) -> str:
-    """A cell in words."""
-    if cell.value is None:
-        return f"- ({cell.note})"
-    interval = "" if cell.low is None else f" [{cell.low:.4f}, {cell.high:.4f}]"
-    return f"{cell.value:.4f}{interval}"
+            made.append(f"  {name}: {check.get('note') or 'not every pair: see samples.parquet'}")
+    return [*made, f"  {result.folder}"]
 
 
 def add_flags(made: argparse.ArgumentParser) -> None:

@@ -24,13 +24,13 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
 
 from gap3d.evaluation.generation import KERNEL_SCALE, Measuring, Table, measure
 from gap3d.evaluation.quirks import QUIRKS, of_table
-from gap3d.evaluation.result import Cell, Result, find, known, save
+from gap3d.evaluation.result import Result, find, known, save
 from gap3d.features.encoder import UNTRAINED
 from gap3d.fingerprints import code_version, digest_of
 from gap3d.records import Status
 from gap3d.settings import Settings
 from pipelines.command import parse, parser, resolved, say, sentences, stop
-from pipelines.evaluation import retrieved
+from pipelines.evaluation import printed, retrieved
 from pipelines.evaluation.objects import Subject, TrueObjects, true_objects
 from pipelines.evaluation.references import references
 from pipelines.evaluation.sources import require, subject_of
@@ -239,20 +239,10 @@ def report_of(result: Result, computed: int) -> ShardReport:
 
 def lines_of(result: Result) -> list[str]:
     """A result for a person."""
-    total = sum(result.counts.values())
-    found = [f"{result.model} on {result.collection}: {result.counts.get('ok', 0)} of {total} objects; {result.label}"]
-    if result.quirks:
-        found.append(f"  as the released evaluation: {', '.join(result.quirks)}")
-    found += [f"  {name:<16} {shown(cell)}" for name, cell in result.cells.items()]
-    return [*found, f"  {result.folder}"]
-
-
-def shown(cell: Cell) -> str:
-    """A cell in words."""
-    if cell.value is None:
-        return f"- ({cell.note})"
-    interval = "" if cell.low is None else f" [{cell.low:.3f}, {cell.high:.3f}]"
-    return f"{cell.value:.4f}{interval}" + (f"  ({cell.note})" if cell.note else "")
+    made = printed.heading(result, "objects")
+    made += printed.found(result.protocol.get("generated", {}), sum(result.counts.values()))
+    made += [f"  {name:<16} {printed.told(cell, 3)}" for name, cell in result.cells.items()]
+    return [*made, f"  {result.folder}"]
 
 
 def add_flags(made: argparse.ArgumentParser) -> None:

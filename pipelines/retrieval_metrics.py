@@ -32,6 +32,7 @@ from gap3d.metrics.retrieval import Precision
 from gap3d.records import Failure, SystemicFault
 from gap3d.settings import Settings
 from pipelines.command import parse, parser, resolved, say, sentences, stop
+from pipelines.evaluation import printed
 from pipelines.evaluation.subjects import Subject, of_aligner, of_places
 from pipelines.evaluation.true_pictures import true_pictures
 from pipelines.job import NotReady
@@ -191,13 +192,8 @@ def report_of(subject: Subject, result: Result, *, computed: bool) -> ShardRepor
 
 def lines_of(result: Result) -> list[str]:
     """A result for a person."""
-    made = [f"{result.model} on {result.collection}: {result.label}"]
-    if result.quirks:
-        made.append(f"  quirks of the released evaluation: {', '.join(result.quirks)}")
-    for name, cell in result.cells.items():
-        value = "none" if cell.value is None else f"{cell.value:6.2f} %"
-        ends = f" [{cell.low:.2f}, {cell.high:.2f}]" if cell.low is not None and cell.high is not None else ""
-        made.append(f"  {name:<12} {value}{ends}" + (f"  ({cell.note})" if cell.note else ""))
+    made = printed.heading(result, "queries")
+    made += [f"  {name:<12} {printed.told(cell, 2, ' %')}" for name, cell in result.cells.items()]
     return [*made, f"  {result.folder}"]
 
 

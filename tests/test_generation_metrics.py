@@ -40,7 +40,7 @@ from pipelines.around import FROM
 from pipelines.evaluation.measured import homes
 from pipelines.evaluation.objects import parent_of, true_objects
 from pipelines.evaluation.references import Picture, references
-from pipelines.evaluation.sources import pictures_of, texts_of
+from pipelines.evaluation.sources import pictures_of, require, texts_of
 from pipelines.evaluation_report import folders_of
 from pipelines.generation_metrics import of_objects, shaped
 from pipelines.job import NotReady
@@ -204,6 +204,18 @@ def test_pictures_without_depth_have_no_cloud_and_their_own_captions(toys, tmp_p
     assert result.cells["fd_pointnet"].value is None and "missing" in result.cells["fd_pointnet"].note
     assert result.counts == {"ok": 3} and result.protocol["generated"]["captions_of_its_own"] == 1
     assert math.isfinite(result.cells["clip_text"].value)
+
+
+def test_a_folder_of_other_cameras_is_refused_before_anything_is_rendered(toys, tmp_path):
+    root, rows = toys
+    place = as_folder(rows, tmp_path / "one", lambda key: sha_of(IDS.index(key)))
+    for surplus in place.glob("*/*"):
+        if surplus.stem.partition("_")[0] != "000":
+            surplus.unlink()
+    before = sorted(path for path in root.rglob("*") if path.is_dir())
+    with pytest.raises(ValueError, match=r"no object of .* has the 4 or 8 or 20 views .* meshes:DIR"):
+        require(settings_of(root), f"pictures:{place}")
+    assert sorted(path for path in root.rglob("*") if path.is_dir()) == before
 
 
 def test_a_folder_of_strangers_is_a_sentence(toys, tmp_path):

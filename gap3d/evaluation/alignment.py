@@ -184,5 +184,5 @@ def identity(values: Sequence[Mapping[str, float]], kinds: Sequence[str], true: 
             f"of {worst}: they are not what they say, so the numbers can't be compared with the paper's"
         )
         return {"passed": False, "applies": True, **found, "note": note}
-    note = f"does not apply: these targets are not layer-normed (off by {gaps[worst]:.3g} of {worst})"
+    note = f"does not apply: these targets are not layer-normed (it is off by up to {gaps[worst]:.3g}, in {worst})"
     return {"passed": True, "applies": False, **found, "note": note}

@@ -83,8 +83,8 @@ def pictures_of(store: Store, which: Which) -> Iterator[tuple[Mapping[str, Any],
         if which == "drawn":
             raise ValueError(
                 f"nobody drew a caption for the images of collection {store.collection}: that is MS-COCO's protocol. "
-                f"Ask for the longest, or make its tars in that collection (`python -m pipelines.coco --collection "
-                f"{store.collection} --coco.path DIR`)"
+                "Ask for the longest (--which longest), or make its tars in that collection (`python -m pipelines.coco "
+                f"--collection {store.collection} --coco.path DIR`)"
             )
         yield from ((row, list(dict.fromkeys(row["captions"] or ())), "") for row in rows)
         return

@@ -17,7 +17,7 @@ from typing import Any
 from gap3d.catalog import read_captions, walk
 from gap3d.evaluation.generation import Side
 from gap3d.evaluation.matching import match, of_key, of_path
-from gap3d.evaluation.picture_folders import objects_in
+from gap3d.evaluation.picture_folders import objects_in, views_in
 from gap3d.evaluation.pictured import Pictured
 from gap3d.evaluation.tokens import of_generated
 from gap3d.fingerprints import digest_of
@@ -95,9 +95,25 @@ def require(settings: Settings, spec: str) -> None:
     elif kind == "collection":
         existing(settings, place)
     elif kind == "pictures":
-        objects_in(Path(place).expanduser().absolute())
+        require_views(Path(place).expanduser().absolute(), settings.evaluation.views)
     elif not Path(place).expanduser().is_dir():
         raise ValueError(f"--generated {spec}: there is no such folder")
+
+
+def require_views(root: Path, counts: Sequence[int]) -> None:
+    """Raises ValueError unless an object of a folder has all of a protocol's views."""
+    reason = ""
+    for key, place in objects_in(root).items():
+        for count in counts:
+            lacking = [view.reason for view in views_in(place, key, count) if view.status is not Status.OK]
+            if not lacking:
+                return
+            reason = reason or f"{place.name}: {lacking[0]}"
+    raise ValueError(
+        f"no object of {root} has the {' or '.join(map(str, counts))} views of the evaluation ({reason}): render each "
+        "from that many yaws in equal steps, pitch 30, radius 2, field of view 40, in folders as docs/evaluation.md "
+        "says; or give the objects themselves (--generated meshes:DIR)"
+    )
 
 
 def method_of(made: Store, method: str) -> str:

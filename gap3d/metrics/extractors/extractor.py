@@ -1,5 +1,6 @@
 """What an extractor of features is to those who use it: who made its weights, and how a picture is shown to it."""
 
+import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,6 +20,12 @@ log = logging.getLogger(__name__)
 def device_of(device: str | None) -> torch.device:
     """The device that is named; else a GPU, if there is one."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@functools.cache
+def warn_untrained(name: str) -> None:
+    """Say it loudly, and once in a process: a run both knows an extractor and loads it."""
+    log.warning("%s: features of %s mean nothing; use them to try the evaluation", UNTRAINED, name)
 
 
 class Frozen:
@@ -43,7 +50,7 @@ class Frozen:
         self.weights_hash = weights_hash
         self.preprocessing = preprocessing
         if not trained:
-            log.warning("%s: features of %s mean nothing; use them to try the evaluation", UNTRAINED, name)
+            warn_untrained(name)
 
     @property
     def label(self) -> str:
