@@ -7,7 +7,7 @@ import pytest
 from evaluation_results import HOSTILE, result
 from PIL import Image
 
-from gap3d.evaluation.history import FOLDED, history_png, history_table, points_of
+from gap3d.evaluation.history import FOLDED, around, far_off, history_png, history_table, points_of
 from gap3d.evaluation.result import Cell
 
 
@@ -46,3 +46,36 @@ def test_a_history_of_any_names_and_gaps_is_drawn_and_of_no_numbers_refused():
     assert Image.open(io.BytesIO(history_png(rows, HOSTILE))).width == 1200
     with pytest.raises(ValueError, match="no history"):
         history_png(rows[2:], "")
+
+
+def test_an_axis_leaves_room_on_both_sides_of_its_steps():
+    for steps in ([100], [0], [7, 7], [2000, 100, 300]):
+        low, high = around(steps)
+        assert low < min(steps) and max(steps) < high and min(steps) - low == pytest.approx(high - max(steps))
+
+
+def test_only_models_that_flatten_all_others_are_far_off_and_never_more_than_half():
+    good = {("a",): [30.0, 31.0], ("b",): [25.0, 33.0], ("c",): [28.0]}
+    assert far_off(good) == set()
+    assert far_off({**good, ("bad",): [4000.0]}) == {("bad",)}
+    assert far_off({**good, ("bad",): [4000.0, 3900.0], ("worse",): [-9000.0]}) == {("bad",), ("worse",)}
+    assert far_off({("a",): [30.0], ("bad",): [4000.0]}) == set()
+    assert far_off({("a",): [30.0], ("b",): [30.0], ("bad",): [4000.0]}) == set()
+
+
+def drawn(*results):
+    """The size and the pixels of a history's picture."""
+    picture = Image.open(io.BytesIO(history_png(results, "t"))).convert("RGB")
+    return picture.size, picture.tobytes()
+
+
+def test_equal_numbers_of_two_models_are_both_seen_and_a_model_without_numbers_is_not_told():
+    cells = {"cls_r1": Cell(40.0)}
+    first, second = result(model="a", step=100, cells=cells), result(model="b", step=100, cells=cells)
+    both = drawn(first, second)
+    assert drawn(first, second, result(model="c", step=900_000, cells={"cls_r1": Cell(None)})) == both
+    seen = [
+        sum(r < 90 and b > 150 for r, _, b in zip(each[::3], each[1::3], each[2::3], strict=True))
+        for _, each in (both, drawn(first))
+    ]
+    assert seen[0] > 1.6 * seen[1] > 0

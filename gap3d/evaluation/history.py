@@ -15,6 +15,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import offset_copy as moved
 from PIL import Image
 
 from gap3d.evaluation.lettering import in_first
@@ -25,7 +26,9 @@ from gap3d.exports.card import plain, table
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLES: Sequence[Literal["-", "--", ":", "-."]] = ("-", "--", ":", "-.")
-MARKERS = "os^D"
+MARKERS = "os^DvPX"  # not as many as styles: 28 models differ
+APART, APART_ALL = 7.0, 42.0  # points between models that share a step, and between the first and the last of them
+FLAT = 10  # a model that makes a panel so many times as high as the others need is shown by an arrow
 WIDTH, PANEL, LINE = 8.0, 2.3, 0.17  # inches: of the whole, of a panel's height, of a line of the legend
 DPI, PALETTE = 150, 128  # pixels an inch, colours: as gap3d.training.curves
 FOLDED = 1000  # characters from which Dagster folds a text
@@ -88,6 +91,7 @@ def history_png(results: Sequence[Result], title: str) -> bytes:
     Raises:
         ValueError: there is no result with a number.
     """
+    results = [each for each in results if any(number(cell) is not None for cell in each.cells.values())]
     columns = {
         name: column
         for name, column in columns_of(results).items()
@@ -105,16 +109,19 @@ def history_png(results: Sequence[Result], title: str) -> bytes:
     figure.suptitle(in_first(title), fontsize=10, y=1 - 0.08 / height, va="top", parse_math=False)
     grid = figure.subplots(rows, 2, squeeze=False).ravel()
     steps = any(step_of(result) is not None for result in results)
+    below_all = "step of the training" if steps else "measured at"
+    if steps and any(step_of(result) is None for result in results):
+        below_all += " (level lines: models without one)"
     for axes, panel in zip(grid, panels, strict=False):
         wanted = {name: column for name, column in columns.items() if column.panel == panel}
-        fill(axes, series, wanted, steps=steps)
+        fill(figure, axes, series, wanted, steps=steps)
         axes.set_title(in_first(panel), fontsize=9, parse_math=False)
         if steps:
-            axes.set_xlim(0, max(1, *(step_of(result) or 0 for result in results)) * 1.02)
+            axes.set_xlim(*around([step for step in map(step_of, results) if step is not None]))
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for axes in grid[max(0, len(panels) - 2) : len(panels)]:
-        axes.set_xlabel("step of the training" if steps else "measured at", fontsize=8)
+        axes.set_xlabel(below_all, fontsize=8)
     if len(series) > 1:
         shapes = zip(series, cycle(STYLES), cycle(MARKERS), strict=False)
         handles = [
@@ -132,24 +139,71 @@ def history_png(results: Sequence[Result], title: str) -> bytes:
     return picture.getvalue()
 
 
-def fill(axes: Axes, series: Mapping[tuple, list[Result]], columns: Mapping[str, Column], *, steps: bool) -> None:
-    """Draw a panel: colours are columns, styles are models."""
-    for name, colour in zip(columns, cycle(COLOURS), strict=False):
-        for members, style, marker in zip(series.values(), cycle(STYLES), cycle(MARKERS), strict=False):
-            points = points_of(members, name, steps=steps)
-            if not points:
+def around(steps: Sequence[int]) -> tuple[float, float]:
+    """Limits of an axis that leave room on both sides of all steps."""
+    margin = 0.08 * (max(steps) - min(steps)) or max(1.0, 0.25 * max(steps))
+    return min(steps) - margin, max(steps) + margin
+
+
+def fill(
+    figure: Figure, axes: Axes, series: Mapping[tuple, list[Result]], columns: Mapping[str, Column], *, steps: bool
+) -> None:
+    """Draw a panel: colours are columns, styles are models; models that share a step stand side by side."""
+    drawn = {key: {name: points_of(members, name, steps=steps) for name in columns} for key, members in series.items()}
+    drawn = {key: {name: points for name, points in each.items() if points} for key, each in drawn.items()}
+    shown = {
+        key: [end for points in each.values() for point in points for end in point[1:]] for key, each in drawn.items()
+    }
+    far = far_off({key: ends for key, ends in shown.items() if ends})
+    low, high = span([end for key, ends in shown.items() if key not in far for end in ends])
+    shifts = apart(drawn) if steps else [0.0] * len(drawn)
+    said = {True: 0, False: 0}  # lines of text at the upper and at the lower edge
+    looks = zip(drawn.items(), shifts, cycle(STYLES), cycle(MARKERS), strict=False)
+    levels = 0
+    for (key, found), shift, style, marker in looks:
+        at = 0.02 + 0.03 * levels  # of a level line's marker, in widths of the panel: beside those of others
+        levels += any(points[0][0] is None for points in found.values())
+        for order, (name, colour) in enumerate(zip(columns, cycle(COLOURS), strict=False)):
+            if name not in found:
                 continue
-            if points[0][0] is None:
-                axes.axhline(points[-1][1], color=colour, linestyle=style, linewidth=1, alpha=0.7)
-                continue
-            places, values, lows, highs = (np.array(each) for each in zip(*points, strict=True))
-            if len(points) > 1:
-                axes.fill_between(
-                    places, lows.astype(float), highs.astype(float), color=colour, alpha=0.15, linewidth=0
+            places, values, lows, highs = (np.array(each) for each in zip(*found[name], strict=True))
+            level = places[0] is None
+            if key in far and not low <= values[-1] <= high:
+                above = values[-1] > high
+                text = f"{'↑' if above else '↓'} {values[-1]:.4g}"
+                x = at if level else places[-1]
+                transform = (
+                    axes.transAxes if level else moved(axes.get_xaxis_transform(), figure, x=shift, units="points")
                 )
+                y = (0.95 - 0.09 * said[above]) if above else (0.05 + 0.09 * said[above])
+                said[above] += 1
+                axes.plot([x], [y], transform=transform, color=colour, marker=marker, markersize=4)
+                axes.text(x, y, f"  {text}", transform=transform, fontsize=7, color=colour, va="center")
+                continue
+            line: dict[str, Any] = {"color": colour, "linestyle": style, "marker": marker, "alpha": 0.85}
+            line["markersize"] = max(3, 6 - order)  # of equal numbers the column below shows around that above
+            if level:
+                axes.plot(
+                    [0, at, 1],
+                    values[[-1] * 3],
+                    transform=axes.get_yaxis_transform(),
+                    linewidth=1,
+                    markevery=[1],
+                    **line,
+                )
+                continue
+            band: dict[str, Any] = {
+                "color": colour,
+                "transform": moved(axes.transData, figure, x=shift, units="points"),
+            }
+            if len(places) > 1:
+                axes.fill_between(places, lows.astype(float), highs.astype(float), alpha=0.15, linewidth=0, **band)
             else:
-                axes.plot(places[[0, 0]], [lows[0], highs[0]], color=colour, alpha=0.4, linewidth=3)
-            axes.plot(places, values, color=colour, linestyle=style, linewidth=1.2, marker=marker, markersize=4)
+                axes.plot(places[[0, 0]], [lows[0], highs[0]], alpha=0.4, linewidth=3, **band)
+            axes.plot(places, values, linewidth=1.2, **{**line, **band})
+    least, most = (0.05 + 0.09 * said[above] for above in (False, True))  # shares of the height that hold no curve
+    height = (high - low or 0.1 * abs(high) or 1.0) / max(0.3, 1 - least - most)
+    axes.set_ylim(low - least * height, high + most * height)
     if steps:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     else:
@@ -164,6 +218,40 @@ def fill(axes: Axes, series: Mapping[tuple, list[Result]], columns: Mapping[str,
     if len(columns) > 1:
         colours = [Line2D([], [], color=colour) for _, colour in zip(lines, cycle(COLOURS), strict=False)]
         axes.legend(colours, lines, fontsize=7, framealpha=0.6)
+
+
+def span(values: Sequence[float]) -> tuple[float, float]:
+    """The least and the greatest of some values."""
+    return min(values, default=0.0), max(values, default=0.0)
+
+
+def far_off(shown: Mapping[tuple, Sequence[float]]) -> set[tuple]:
+    """The models, at most half, that would flatten the others: those need less than a tenth of the height."""
+    near, out = dict(shown), list[tuple]()
+    far: set[tuple] = set()
+
+    def height(without: tuple | None) -> float:
+        low, high = span([value for key, values in near.items() if key != without for value in values])
+        return high - low
+
+    while len(near) > 2 and len(out) < len(shown) // 2:
+        worst = min(near, key=height)
+        before, after = height(None), height(worst)
+        del near[worst]
+        out.append(worst)
+        if 0 < FLAT * after < before:
+            far = set(out)
+    return far
+
+
+def apart(drawn: Mapping[tuple, Mapping[str, Sequence[tuple]]]) -> list[float]:
+    """By how many points each model is drawn to the right: beside those that share a step with it, else by none."""
+    steps = [{point[0] for points in each.values() for point in points} - {None} for each in drawn.values()]
+    counts = Counter(step for each in steps for step in each)
+    sharing = [place for place, each in enumerate(steps) if any(counts[step] > 1 for step in each)]
+    pitch = min(APART, APART_ALL / max(1, len(sharing) - 1))
+    shifts = {place: (order - (len(sharing) - 1) / 2) * pitch for order, place in enumerate(sharing)}
+    return [shifts.get(place, 0.0) for place in range(len(drawn))]
 
 
 def points_of(results: Sequence[Result], name: str, *, steps: bool) -> list[tuple]:
