@@ -144,6 +144,14 @@ def test_untrained_weights_are_told_at_the_top_and_in_their_row_and_failures_are
 
 
 @needs_browser
+def test_a_measurement_of_any_model_is_called_measured_here(browser):
+    script = "return [...document.querySelectorAll('tr[data-line=ours] th')].map((head) => head.innerText)"
+    heads = browser.driver.execute_script(script)
+    assert len(heads) > 3 and all(head.startswith("measured here") for head in heads)
+    assert "ours" not in browser.driver.find_element("css selector", "main").text.split()
+
+
+@needs_browser
 def test_pictures_and_curves_are_drawn(browser):
     script = """
         const images = [...document.querySelectorAll("main img")];

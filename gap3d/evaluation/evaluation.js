@@ -9,7 +9,7 @@ const folded = (title, ...children) => make("details", {}, make("summary", {}, t
 function drawHead() {
   byId("head").append(
     make("h1", { dir: "auto" }, head.title),
-    make("p", { class: "line" }, `Our numbers beside those of ${head.source}, cell by cell · made ${head.made}`));
+    make("p", { class: "line" }, `Numbers measured here beside those of ${head.source}, cell by cell · made ${head.made}`));
   if (head.untrained.length) {
     byId("head").append(make("p", { class: "warn", role: "note" }, "Some numbers come from UNTRAINED weights: they prove that the evaluation runs, and say nothing of models. ", ...head.untrained.map((label) => make("div", { class: "small", dir: "auto" }, label))));
   }
@@ -46,7 +46,7 @@ function differenceCell(cell, column, whys) {
 function oursHead(result, row, block) {
   const failed = Object.values(result.failed).reduce((sum, count) => sum + count, 0);
   return make("th", { scope: "row" },
-    make("div", { class: "row", dir: "auto" }, "ours", block.collections.length > 1 ? ` on ${result.collection}` : ""),
+    make("div", { class: "row", dir: "auto" }, "measured here", block.collections.length > 1 ? ` on ${result.collection}` : ""),
     [row.name, row.title].includes(result.model) ? null : make("div", { class: "small", dir: "auto" }, result.model),
     result.trained ? null : badge("UNTRAINED", true, result.label),
     result.quirks.map((name) => badge(`as released: ${words(name)}`, false, name)),
@@ -65,7 +65,7 @@ function comparison(block) {
     if (row.paper) lines.push(make("tr", { class: "paper", "data-row": row.name, "data-line": "paper" }, make("th", { scope: "row" }, "paper"), cells((column) => paperCell(row.paper[column.name], column))));
     for (const result of row.ours) {
       lines.push(make("tr", { "data-row": row.name, "data-line": "ours", "data-quirks": result.quirks.join(" ") }, oursHead(result, row, block), cells((column) => numberCell(result.cells[column.name], column))));
-      if (block.dataset) lines.push(make("tr", { class: "difference", "data-row": row.name, "data-line": "difference", "data-quirks": result.quirks.join(" ") }, make("th", { scope: "row" }, "ours − paper"), cells((column) => differenceCell(result.cells[column.name], column, whys))));
+      if (block.dataset) lines.push(make("tr", { class: "difference", "data-row": row.name, "data-line": "difference", "data-quirks": result.quirks.join(" ") }, make("th", { scope: "row" }, "here − paper"), cells((column) => differenceCell(result.cells[column.name], column, whys))));
     }
     return make("tbody", {}, lines);
   });
@@ -122,7 +122,7 @@ function history(block) {
 
 function drawBlock(block, about) {
   const none = !block.rows.some((row) => row.ours.length);
-  const where = block.dataset ? (none ? "" : `ours: ${block.collections.join(", ")}`) : "a collection of ours that the paper did not measure";
+  const where = block.dataset ? (none ? "" : `measured here on ${block.collections.join(", ")}`) : "a collection that the paper did not measure";
   const at = { class: "block", "aria-label": block.title, "data-table": about.number, "data-block": block.dataset || block.title };
   const name = make("h3", { dir: "auto" }, block.title);
   if (none) {
