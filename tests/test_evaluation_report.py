@@ -14,6 +14,7 @@ from evaluation_results import HOSTILE, PAPER, RETRIEVAL, data_of, published_fil
 from gap3d.evaluation.grids import Tile, grid
 from gap3d.evaluation.published import with_file
 from gap3d.evaluation.result import RESULT, Cell, Sample, save
+from gap3d.evaluation.runs import bundled
 from gap3d.records import Status
 from pipelines.evaluation_report import main, write
 
@@ -149,6 +150,16 @@ def test_a_measurement_of_any_model_is_called_measured_here(browser):
     heads = browser.driver.execute_script(script)
     assert len(heads) > 3 and all(head.startswith("measured here") for head in heads)
     assert "ours" not in browser.driver.find_element("css selector", "main").text.split()
+
+
+@needs_browser
+def test_a_table_without_numbers_names_a_command_that_there_is(browser):
+    def empty(number):
+        return browser.driver.find_element("css selector", f'[data-table="{number}"] .explain').text
+
+    assert "python -m pipelines.comparison --runs table4 --measure" in empty(4)
+    assert "table4" in bundled()
+    assert "python -m pipelines.alignment_metrics" in empty(1) and "--runs" not in empty(1)
 
 
 @needs_browser

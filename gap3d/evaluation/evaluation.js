@@ -129,7 +129,7 @@ function drawBlock(block, about) {
     const transcribed = block.rows.some((row) => Object.values(row.paper).some(given));
     return make("section", at, name,
       make("p", { class: "explain" }, "Nothing of it is measured here yet: ", ...(about.kind === "generation"
-        ? ["run ", make("code", {}, "python -m pipelines.generation_metrics"), " with its collection in evaluation.true, or as --collection."]
+        ? [about.sheet ? ["run ", make("code", {}, `python -m pipelines.comparison --runs ${about.sheet} --measure`), " for all of its rows; or "] : [], "run ", make("code", {}, "python -m pipelines.generation_metrics"), " with its collection in evaluation.true, or as --collection."]
         : ["name its collection in evaluation.collections, and run ", make("code", {}, `python -m pipelines.${about.kind}_metrics`), "."])),
       make("details", { open: transcribed }, make("summary", {}, "The paper's rows"), ...comparison(block)));
   }

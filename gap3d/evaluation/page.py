@@ -12,6 +12,7 @@ from gap3d.evaluation.history import arrow, columns_of, history_png, number, ord
 from gap3d.evaluation.published import Column, Published, difference
 from gap3d.evaluation.quirks import QUIRKS
 from gap3d.evaluation.result import Cell, Result
+from gap3d.evaluation.runs import bundled
 
 BODY = "evaluation/evaluation.html"
 STYLES = ("elements.css", "evaluation/evaluation.css")
@@ -123,6 +124,7 @@ def table_of(
     return {
         "number": name,
         "kind": paper.kind,
+        "sheet": sheet if (sheet := f"table{name}") in bundled() else "",
         "title": paper.title,
         "differs": paper.differs,
         "notes": paper.notes,
