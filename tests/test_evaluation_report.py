@@ -175,6 +175,22 @@ def test_pictures_and_curves_are_drawn(browser):
     assert {width for alt, width in drawn if alt.startswith("history")} == {1200}
 
 
+@needs_browser
+def test_a_click_opens_a_picture_at_full_size_and_another_closes_it(place, browser):
+    def shown():
+        return browser.driver.execute_script(
+            "return [...document.querySelectorAll('dialog[open] img')].map((i) => [i.src, i.width, i.naturalWidth])"
+        )
+
+    button = browser.driver.find_element("css selector", ".figures button")
+    browser.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+    button.click()
+    ((source, width, natural),) = shown()
+    assert base64.b64decode(source.partition(",")[2]) == place.picture and width == natural > 0
+    browser.driver.find_element("css selector", "dialog button").click()
+    assert shown() == []
+
+
 def test_pictures_are_the_files_of_the_last_checkpoint_bit_by_bit(place):
     found, refused = pictures_in(place.data)
     assert base64.b64decode(found["src"].partition(",")[2]) == place.picture

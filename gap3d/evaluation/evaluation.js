@@ -90,9 +90,17 @@ function provenance(block) {
   return made.length ? folded("Everything needed to repeat it: weights, seeds, ids, settings, versions", ...made) : null;
 }
 
+/** A picture over the page, one pixel of it on one of the screen; a click, the button or Escape close it. */
+function enlarge(picture) {
+  const dialog = make("dialog", { class: "full", "aria-label": picture.name, on: { close: () => dialog.remove(), click: () => dialog.close() } },
+    make("button", { type: "button", autofocus: true }, "close"), make("img", { src: picture.src, alt: picture.name }));
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
 function figures(all) {
   return make("div", { class: "figures" }, all.map((picture) => make("figure", {},
-    picture.src ? make("button", { type: "button", title: "larger, smaller", on: { click: ({ currentTarget: { parentNode: figure } }) => figure.classList.toggle("wide") } }, make("img", { src: picture.src, alt: [picture.name, picture.of].filter(Boolean).join(" of "), loading: "lazy" })) : make("p", { class: "small" }, "The page has no room for it, or it is no PNG."),
+    picture.src ? make("button", { type: "button", title: "open at full size", on: { click: () => enlarge(picture) } }, make("img", { src: picture.src, alt: [picture.name, picture.of].filter(Boolean).join(" of "), loading: "lazy" })) : make("p", { class: "small" }, "The page has no room for it, or it is no PNG."),
     make("figcaption", { dir: "auto" }, [picture.of, picture.name, picture.place].filter(Boolean).join(" · ")))));
 }
 
