@@ -19,6 +19,12 @@ from gap3d.records import Status
 from pipelines.evaluation_report import main, write
 
 
+def retrieved(found, different):
+    """What a result of the baseline without generation tells of its prompts."""
+    told = {"kind": "retrieved", "true_object_found": found, "different_objects_found": different}
+    return {"protocol": {"generated": told}}
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A store of results, and the report on them in a browser's reach."""
@@ -34,6 +40,8 @@ def place(tmp_path_factory):
         result(model=HOSTILE, cells=odd),
         result(collection="demo", step=7, **untrained),
         result("generation", "trellis-image", "toys4k", {"fd_pointnet": Cell(30.0, samples=1250)}),
+        result("generation", "retrieved by pretrained", "toys4k", {"fd_pointnet": Cell(3.0)}, **retrieved(1, 4)),
+        result("generation", "retrieved by finetuned", "toys4k", {"fd_pointnet": Cell(3.0)}, **retrieved(HOSTILE, 4)),
     ]
     pictures = {"figure.png": picture}
     kept = [save(root / each.collection, each, samples, pictures if each is made[0] else None) for each in made]
@@ -173,6 +181,15 @@ def test_pictures_and_curves_are_drawn(browser):
     drawn = browser.driver.execute_async_script(script)
     assert [alt for alt, _ in drawn if alt.startswith("figure")] == ["figure.png of pretrained"]
     assert {width for alt, width in drawn if alt.startswith("history")} == {1200}
+
+
+@needs_browser
+def test_a_row_of_the_retrieved_baseline_tells_how_many_objects_stand_behind_it(browser):
+    rows = browser.driver.find_elements("css selector", '[data-table="3"][data-block="toys4k"] tr[data-line="ours"]')
+    heads = {row.get_attribute("data-row"): row.find_element("css selector", "th").text for row in rows}
+    said = {name: [line for line in head.splitlines() if "true object" in line] for name, head in heads.items()}
+    assert said["retrieved by pretrained"] == ["true object found 1 of 200, 4 different objects"]
+    assert sum(map(len, said.values())) == 1 < len(said)
 
 
 @needs_browser

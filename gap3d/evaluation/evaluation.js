@@ -51,7 +51,8 @@ function oursHead(result, row, block) {
     result.trained ? null : badge("UNTRAINED", true, result.label),
     result.quirks.map((name) => badge(`as released: ${words(name)}`, false, name)),
     result.checks.filter((check) => !check.passed).map((check) => badge(`check failed: ${words(check.name)}`, true, check.said)),
-    make("div", { class: "small" }, [given(result.step) ? `step ${number(result.step)}` : null, plural(result.samples, "sample"), failed ? `${number(failed)} failed` : null].filter(Boolean).join(" · ")));
+    make("div", { class: "small" }, [given(result.step) ? `step ${number(result.step)}` : null, plural(result.samples, "sample"), failed ? `${number(failed)} failed` : null].filter(Boolean).join(" · ")),
+    result.retrieved ? make("div", { class: "small" }, result.retrieved) : null);
 }
 
 function comparison(block) {

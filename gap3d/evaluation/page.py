@@ -237,6 +237,7 @@ def ours(
         "made": result.made_at,
         "samples": sum(result.counts.values()),
         "failed": failed,
+        "retrieved": retrieved(result),
         "reasons": result.reasons,
         "checks": [
             {"name": check, "passed": passed(said), "said": readable(said)} for check, said in result.checks.items()
@@ -245,6 +246,20 @@ def ours(
         "provenance": provenance(result),
         "pictures": [picture_record(each) for each in pictures.get(result.fingerprint, ())],
     }
+
+
+def retrieved(result: Result) -> str:
+    """How often the baseline without generation found the true object, in words; empty for other results.
+
+    Two models that retrieve the same objects have the same numbers: this tells why.
+    """
+    generated = result.protocol.get("generated")
+    about = generated if isinstance(generated, dict) else {}
+    found, different = about.get("true_object_found"), about.get("different_objects_found")
+    if not isinstance(found, int) or not isinstance(different, int):
+        return ""
+    objects = "object" if different == 1 else "objects"
+    return f"true object found {found:,} of {sum(result.counts.values()):,}, {different:,} different {objects}"
 
 
 def passed(said: Mapping[str, Any]) -> bool:
