@@ -79,3 +79,14 @@ def test_equal_numbers_of_two_models_are_both_seen_and_a_model_without_numbers_i
         for _, each in (both, drawn(first))
     ]
     assert seen[0] > 1.6 * seen[1] > 0
+
+
+@pytest.mark.parametrize("step", [None, 300])
+def test_how_far_off_a_far_model_is_changes_only_the_number_at_its_arrow(step):
+    near = [result(model=str(n), step=100 * n, cells={"cls_r1": Cell(30.0 + n)}) for n in (1, 2, 3)]
+    pictures = [
+        drawn(*near, result(model="far", step=step, cells={"cls_r1": Cell(value)})) for value in (4000.0, 9000.0)
+    ]
+    assert pictures[0][0] == pictures[1][0]
+    different = sum(abs(one - other) > 48 for one, other in zip(*(pixels for _, pixels in pictures), strict=True))
+    assert 0 < different < 600 * 3  # a digit is 15 x 20 pixels; the palette of all moves a little

@@ -30,7 +30,7 @@ MARKERS = "os^DvPX"  # not as many as styles: 28 models differ
 APART, APART_ALL = 7.0, 42.0  # points between models that share a step, and between the first and the last of them
 FLAT = 10  # a model that makes a panel so many times as high as the others need is shown by an arrow
 WIDTH, PANEL, LINE = 8.0, 2.3, 0.17  # inches: of the whole, of a panel's height, of a line of the legend
-DPI, PALETTE = 150, 128  # pixels an inch, colours: as gap3d.training.curves
+DPI, PALETTE = 150, 256  # pixels an inch, colours: with half of them pale bands take those of others
 FOLDED = 1000  # characters from which Dagster folds a text
 NAME = 24  # of a model's name, in the short text
 
@@ -159,6 +159,9 @@ def fill(
     shifts = apart(drawn) if steps else [0.0] * len(drawn)
     said = {True: 0, False: 0}  # lines of text at the upper and at the lower edge
     looks = zip(drawn.items(), shifts, cycle(STYLES), cycle(MARKERS), strict=False)
+    where = [
+        point[0] for each in drawn.values() for points in each.values() for point in points if point[0] is not None
+    ]
     levels = 0
     for (key, found), shift, style, marker in looks:
         at = 0.02 + 0.03 * levels  # of a level line's marker, in widths of the panel: beside those of others
@@ -178,7 +181,8 @@ def fill(
                 y = (0.95 - 0.09 * said[above]) if above else (0.05 + 0.09 * said[above])
                 said[above] += 1
                 axes.plot([x], [y], transform=transform, color=colour, marker=marker, markersize=4)
-                axes.text(x, y, f"  {text}", transform=transform, fontsize=7, color=colour, va="center")
+                side = "right" if not level and x > min(where) + (max(where) - min(where)) / 2 else "left"
+                axes.text(x, y, f"  {text}  ", transform=transform, fontsize=7, color=colour, va="center", ha=side)
                 continue
             line: dict[str, Any] = {"color": colour, "linestyle": style, "marker": marker, "alpha": 0.85}
             line["markersize"] = max(3, 6 - order)  # of equal numbers the column below shows around that above
