@@ -3,6 +3,7 @@
 import io
 import math
 
+import numpy as np
 import pytest
 from evaluation_results import HOSTILE, result
 from PIL import Image
@@ -90,3 +91,10 @@ def test_how_far_off_a_far_model_is_changes_only_the_number_at_its_arrow(step):
     assert pictures[0][0] == pictures[1][0]
     different = sum(abs(one - other) > 48 for one, other in zip(*(pixels for _, pixels in pictures), strict=True))
     assert 0 < different < 600 * 3  # a digit is 15 x 20 pixels; the palette of all moves a little
+
+
+def test_models_without_steps_are_drawn_at_the_times_of_their_measurements():
+    size, pixels = drawn(*(result(model=str(n), cells={"cls_r1": Cell(float(n))}) for n in (900, 1, 2, 3)))
+    reds, blues = (np.frombuffer(pixels, np.uint8).reshape(*size[::-1], 3)[..., of] for of in (0, 2))
+    columns = np.flatnonzero(((reds < 90) & (blues > 150)).any(axis=0))
+    assert len(columns) > 40 and columns.max() - columns.min() > 0.3 * size[0]

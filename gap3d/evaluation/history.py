@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -118,6 +118,10 @@ def history_png(results: Sequence[Result], title: str) -> bytes:
         axes.set_title(in_first(panel), fontsize=9, parse_math=False)
         if steps:
             axes.set_xlim(*around([step for step in map(step_of, results) if step is not None]))
+        else:
+            days = [float(date2num(datetime.fromisoformat(result.made_at))) for result in results]
+            margin = 0.08 * (max(days) - min(days)) or 1 / 24
+            axes.set_xlim(min(days) - margin, max(days) + margin)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for axes in grid[max(0, len(panels) - 2) : len(panels)]:
