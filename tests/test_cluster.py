@@ -239,6 +239,7 @@ def test_in_a_log_progress_is_whole_lines_now_and_then():
     assert [("100/100" in line) for line in lines].count(True) == 1
 
 
+@pytest.mark.slow  # a driver killed under Ray is in test_engine_kills
 def test_a_run_that_is_terminated_ends_in_order_once_ray_is_there():
     local = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     code = (

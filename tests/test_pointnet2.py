@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from gap3d.metrics.extractors.extractor import warn_untrained
 from gap3d.metrics.extractors.pointnet import PUBLISHED, PointFeatures
 from gap3d.metrics.pointnet2 import PointNet2
 from gap3d.records import Failure, SystemicFault
@@ -85,6 +86,7 @@ def test_published_channels_are_doubled_in_point_es():
 
 
 def test_random_weights_say_that_they_are(caplog):
+    warn_untrained.cache_clear()
     extractor = PointFeatures("random-small", device="cpu")
     assert not extractor.trained and "UNTRAINED" in extractor.label and "UNTRAINED" in caplog.text
     assert extractor.features([]).shape == (0, extractor.width)

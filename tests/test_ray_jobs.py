@@ -262,6 +262,7 @@ def test_an_address_where_no_ray_is_fails_with_the_address(place, dagster):
     assert f"no Ray at {nowhere}" in made.stderr
 
 
+@pytest.mark.slow  # a job that is stopped is above, a run that is stopped with Dagster below
 def test_cancelling_a_job_run_ends_the_job_and_its_blenders(place, surroundings, head, slow_site):
     running = busy(slow_site, place, slow_site.launch("renders", shard="2"))
     started = time.monotonic()

@@ -113,6 +113,7 @@ def test_a_shard_is_materialised_by_clicking_and_shows_its_metadata_and_picture(
     see_the_shard(place)
 
 
+@pytest.mark.slow  # the check itself is in test_dagster
 def test_a_check_executed_by_clicking_fails_visibly_on_a_damaged_shard(place, clicked):
     page, site = place.browser, place.site
     folder = place.root / "store" / "toys" / "renders" / "1"
