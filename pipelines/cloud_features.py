@@ -34,7 +34,6 @@ from pipelines.job import Item, Job, Row, passed_on, require_complete
 from pipelines.job import run as run_job
 from pipelines.picture_features import common_inputs
 from pipelines.report import Report, merge
-from pipelines.worker import Resources
 
 CODE = "cloud_features"  # in gap3d/versions.toml
 STAGE = stage_of("pointnet")
@@ -149,7 +148,6 @@ def make_job(settings: Settings, source: Pictured, order: Sequence[str] = ()) ->
         batches = [found[start : start + ITEM] for found in by_part.values() for start in range(0, len(found), ITEM)]
         return [Item(shard=shard, rows=tuple(batch), payload=[row.payload for row in batch]) for batch in batches]
 
-    threads = settings.compute.encoder_threads
     return Job(
         stages=(STAGE,),
         schema={STAGE: CLOUD_FEATURES},
@@ -157,12 +155,7 @@ def make_job(settings: Settings, source: Pictured, order: Sequence[str] = ()) ->
         items=items,
         factory=partial(CloudExtractor, settings),
         singly=pictured.singly,
-        resources=Resources(
-            max(1, settings.compute.workers // threads),
-            cpus=float(threads),
-            gpus=settings.compute.encoder_gpus,
-            custom=settings.compute.encoder_resources,
-        ),
+        resources=pictured.resources(settings),
         unit="cloud",
         metadata={STAGE: {"extractor": description, "source": dict(source.about), "views": CLOUD_VIEWS}},
     )

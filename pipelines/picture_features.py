@@ -31,7 +31,6 @@ from pipelines.job import run as run_job
 from pipelines.report import Report, merge
 from pipelines.targets import AHEAD, BATCH, GPU_AHEAD, device_of
 from pipelines.utilisation import Utilisation
-from pipelines.worker import Resources
 
 STAGE = "picture_features"  # in gap3d/versions.toml
 FEW = 32  # objects that need no Ray
@@ -75,7 +74,6 @@ def make_job(settings: Settings, source: Pictured, name: PictureName) -> Job:
     def says(found: Sequence[Outcome]) -> str:
         return str(busy.add(outcome.costs for outcome in found))
 
-    threads = settings.compute.encoder_threads
     return Job(
         stages=(stage,),
         schema={stage: PICTURE_FEATURES},
@@ -83,13 +81,7 @@ def make_job(settings: Settings, source: Pictured, name: PictureName) -> Job:
         items=items,
         factory=partial(PictureExtractor, stage, name, settings),
         singly=pictured.singly,
-        resources=Resources(
-            max(1, settings.compute.workers // threads),
-            cpus=float(threads),
-            gpus=settings.compute.encoder_gpus,
-            custom=settings.compute.encoder_resources,
-            ahead=GPU_AHEAD if device == "gpu" else AHEAD,
-        ),
+        resources=pictured.resources(settings, GPU_AHEAD if device == "gpu" else AHEAD),
         unit="picture",
         says=says,
         metadata={stage: {"extractor": description, "source": dict(source.about), "views": VIEWS[name]}},
@@ -104,6 +96,18 @@ def place_of(view: View) -> tuple[str, int]:
 def wanted(settings: Settings) -> list[PictureName]:
     """The extractors whose protocol is asked for (``evaluation.views``)."""
     return [name for name, count in VIEWS.items() if count in settings.evaluation.views]
+
+
+def named(text: str) -> list[PictureName]:
+    """The extractors of a comma-separated list.
+
+    Raises:
+        ValueError: there is none of a name.
+    """
+    asked = {name.strip() for name in text.split(",")}
+    if unknown := sorted(asked - set(VIEWS)):
+        raise ValueError(f"--features {', '.join(unknown)}: choose of {', '.join(VIEWS)}")
+    return [name for name in VIEWS if name in asked]
 
 
 def run(
@@ -137,7 +141,7 @@ def main() -> None:
     made.add_argument("--features", help=f"of {', '.join(VIEWS)} (default: those whose views are asked for)")
     known, settings = parse(made)
     with pictured.program(made, known, settings) as (own, source, shards):
-        names = [name for name in VIEWS if name in known.features.split(",")] if known.features else wanted(own)
+        names = named(known.features) if known.features else wanted(own)
         report = run(own, shards, source=source, names=names)
         pictured.finish(known, own, source, report, names)
 

@@ -37,15 +37,21 @@ def picture_of(depth, colour):
 
 
 def row_of(object_id, view, camera, radius=0.4, colour=(1.0, 0.6, 0.3)):
-    """A renders row."""
-    depth, (low, high) = depth_of(camera, radius), depth_range(camera.radius)
+    """A renders row of a sphere."""
+    depth = depth_of(camera, radius)
+    return render_of(object_id, view, camera, picture_of(depth, colour), depth)
+
+
+def render_of(object_id, view, camera, png, depth):
+    """A renders row of any picture and planar depth [H, W]."""
+    low, high = depth_range(camera.radius)
     return {
         **{field.name: None for field in RENDERS.columns if field.name != "key"},
         "object_id": object_id,
         "view": view,
-        "png": picture_of(depth, colour),
-        "width": SIDE,
-        "height": SIDE,
+        "png": png,
+        "width": depth.shape[1],
+        "height": depth.shape[0],
         "yaw": camera.yaw,
         "pitch": camera.pitch,
         "radius": camera.radius,

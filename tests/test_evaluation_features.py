@@ -278,3 +278,9 @@ def test_a_part_of_other_rows_aborts(tmp_path):
     with pytest.raises(SystemicFault, match=r"is a/000, not b/000: run `python -m pipelines\.verify`"):
         contents([wrong], Limits())
     assert decode_image(picture_of(np.zeros((2, 2)), (1, 1, 1)), 4).size == (2, 2)
+
+
+def test_an_extractor_that_is_none_is_a_sentence():
+    assert picture_features.named("clip, inception") == ["inception", "clip"]
+    with pytest.raises(ValueError, match="--features dino: choose of inception, dinov2"):
+        picture_features.named("clip,dino")

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import target_stores
 import torch
+from balls import render_of
 from generated_sets import settings_at
 from PIL import Image
 from stores import TOGETHER, write
@@ -20,7 +21,6 @@ from test_trellis import plan_of
 
 from gap3d.aligner.model import build_aligner
 from gap3d.aligner_settings import AlignerSettings
-from gap3d.depth import depth_range, encode_depth
 from gap3d.evaluation.generation import Pair, measure
 from gap3d.evaluation.result import find
 from gap3d.evaluation.views import AROUND
@@ -74,26 +74,8 @@ def rendered(number, view):
     pixels[inside] = [*source.integers(0, 256, 3), 255]
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    low, high = depth_range(2.0)
     depth = np.where(inside, 1.8 + 0.02 * np.hypot(x, y) / (number + 1), np.inf).astype(np.float32)
-    camera = AROUND[view]
-    row = dict.fromkeys(RENDERS.columns.names) | {
-        "object_id": IDS[number],
-        "view": view,
-        "png": file.getvalue(),
-        "yaw": camera.yaw,
-        "pitch": camera.pitch,
-        "radius": camera.radius,
-        "camera_angle_x": camera.fov_radians,
-        "transform_matrix": camera.camera_to_world.ravel().tolist(),
-        "scale": 1.0,
-        "offset": [0.0, 0.0, 0.0],
-        "depth": encode_depth(depth, low, high),
-        "depth_min": low,
-        "depth_max": high,
-    }
-    del row["key"]
-    return row
+    return render_of(IDS[number], view, AROUND[view], file.getvalue(), depth)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from pipelines.command import open_store, resolved, say, sentences, stop
 from pipelines.job import Item, Row, follower, require_complete
 from pipelines.prompts import NAME, existing
 from pipelines.report import Report
+from pipelines.worker import Resources
 
 SHARD_OBJECTS = 1024
 SHAPES = "shapes-"  # how the stages of pipelines.trellis begin
@@ -122,6 +123,19 @@ def failed(stage: str, key: str, views: Sequence[View]) -> Row:
 def singly(item: Item) -> list[Item]:
     """An item of several rows, whose payload is a list of theirs, as one of each (``Job.singly``)."""
     return [replace(item, rows=(row,), payload=[row.payload]) for row in item.rows]
+
+
+def resources(settings: Settings, ahead: int = 1) -> Resources:
+    """What the workers of an extractor take: cores and GPUs of an encoder's."""
+    compute = settings.compute
+    threads = compute.encoder_threads
+    return Resources(
+        max(1, compute.workers // threads),
+        cpus=float(threads),
+        gpus=compute.encoder_gpus,
+        custom=compute.encoder_resources,
+        ahead=ahead,
+    )
 
 
 def without_ray(settings: Settings, source: Pictured, shards: Sequence[str], views: int, few: int) -> Settings:
