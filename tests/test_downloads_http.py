@@ -2,13 +2,18 @@
 
 import gzip
 import json
+import threading
 import time
 
 import pytest
+import requests
 from hostile_server import Site, serving
 from networked import contents, fetch, ledger, listed, settings_of, sha256, statuses, stray, write_catalog
+from processes import wait_for
 
 from gap3d.network import origins
+from gap3d.network.http import within
+from gap3d.network.politeness import Trouble
 from gap3d.records import SystemicFault
 
 BODY = bytes(range(256)) * 512
@@ -90,6 +95,21 @@ def test_every_way_to_misbehave_has_its_status_and_its_number_of_tries(museum, s
     site.requests.clear()
     fetch(settings_of(settings.store.parent, limits={"object_bytes": 1 << 21}))
     assert site.asked() == {"/endless.glb", "/long.glb"}
+
+
+def test_an_answer_that_comes_after_its_time_is_closed(site):
+    site.files["/late.glb"] = BODY
+    came, let_go = [], threading.Event()
+
+    def get():
+        let_go.wait(10)
+        came.append(requests.get(f"{site.address}/late.glb", stream=True, timeout=5))
+        return came[0]
+
+    with pytest.raises(Trouble, match="within the time"):
+        within(0.01, get)
+    let_go.set()
+    wait_for(lambda: came and came[0].raw.closed, 10, "the late answer is closed")
 
 
 def test_a_cut_transfer_goes_on_where_it_was_cut(museum, site):

@@ -193,7 +193,7 @@ def within(seconds: float, call: Callable[[], requests.Response]) -> requests.Re
     """What a call gives. Headers may come a byte at a time for ever, and nothing can be said to who waits for them.
 
     Raises:
-        Trouble: it takes longer; it is left behind.
+        Trouble: it takes longer; it is left behind, and what it gives in the end is closed.
     """
     found: Future[requests.Response] = Future()
 
@@ -207,9 +207,16 @@ def within(seconds: float, call: Callable[[], requests.Response]) -> requests.Re
     try:
         return found.result(max(seconds, 0))
     except TimeoutError as error:
-        if found.done():
-            raise
+        if found.done() and found.exception() is error:
+            raise  # its own
+        found.add_done_callback(unwanted)
         raise Trouble("no whole answer within the time for it (network.object_s)") from error
+
+
+def unwanted(found: Future[requests.Response]) -> None:
+    """Close an answer that nobody waits for any longer."""
+    if found.exception() is None:
+        found.result().close()
 
 
 def host_of(address: str) -> str:
