@@ -1,11 +1,11 @@
 """Two processes that train together do what one with their batches together does; stopped, and broken, they agree."""
 
 import json
-from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import torch
+from meetings import met
 from target_stores import collection, tokens_of, write_index, write_part
 from trainings import small, trained
 
@@ -31,29 +31,25 @@ def settings_of(root, strategy, dtype="float32", **values):
 
 def process(rank, root):
     """What each of the two does: whole trainings, one that is stopped and goes on, one that breaks."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=120)
-    )
-    processes = Processes(rank, 2)
-    said = {}
-    for strategy, dtype in WHOLE:
-        settings = settings_of(root / "whole", strategy, dtype)
+    with met(rank, root):
+        processes = Processes(rank, 2)
+        said = {}
+        for strategy, dtype in WHOLE:
+            settings = settings_of(root / "whole", strategy, dtype)
+            train(settings, plan_of(settings, "pretrain"), processes)
+        settings, asked = settings_of(root / "stopped", "fsdp"), iter(range(100))
+        try:
+            # Only one of them hears it, and both stop.
+            train(settings, plan_of(settings, "pretrain"), processes, stopped=lambda: rank == 1 and next(asked) == 2)
+        except Stopped as stopped:
+            said["stopped"] = str(stopped)
         train(settings, plan_of(settings, "pretrain"), processes)
-    settings, asked = settings_of(root / "stopped", "fsdp"), iter(range(100))
-    try:
-        # Only one of them hears it, and both stop.
-        train(settings, plan_of(settings, "pretrain"), processes, stopped=lambda: rank == 1 and next(asked) == 2)
-    except Stopped as stopped:
-        said["stopped"] = str(stopped)
-    train(settings, plan_of(settings, "pretrain"), processes)
-    settings = settings_of(root / "broken", "ddp")
-    try:
-        train(settings, plan_of(settings, "pretrain"), processes)
-    except BrokenStep as broken:
-        said["broken"] = str(broken)
-    (root / f"said-{rank}.json").write_text(json.dumps(said))
-    torch.distributed.destroy_process_group()
+        settings = settings_of(root / "broken", "ddp")
+        try:
+            train(settings, plan_of(settings, "pretrain"), processes)
+        except BrokenStep as broken:
+            said["broken"] = str(broken)
+        (root / f"said-{rank}.json").write_text(json.dumps(said))
 
 
 @pytest.fixture(scope="module")

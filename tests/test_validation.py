@@ -5,6 +5,7 @@ from types import MethodType
 
 import pytest
 import torch
+from meetings import met
 from target_stores import LAYOUT, collection, tokens_of, write_index, write_part
 
 from gap3d.aligner import flow
@@ -179,13 +180,11 @@ def test_alone_the_values_of_all_ranks_are_ones_own():
     assert of_all_ranks({"loss": [1.0, 2.0]}) == {"loss": [1.0, 2.0]}
 
 
-def one_of_two(rank, address, store, found):
+def one_of_two(rank, folder, store, found):
     """What one of two processes does."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    aligner = build_aligner(SMALL, LAYOUT, device="cpu")
-    found.put((rank, validate(aligner, held_out(store, 5, rank=rank, ranks=2), TRAINING, GUIDED)))
-    torch.distributed.destroy_process_group()
+    with met(rank, folder):
+        aligner = build_aligner(SMALL, LAYOUT, device="cpu")
+        found.put((rank, validate(aligner, held_out(store, 5, rank=rank, ranks=2), TRAINING, GUIDED)))
 
 
 @pytest.mark.slow
@@ -193,7 +192,7 @@ def test_two_processes_return_the_numbers_of_one(made, aligner, tmp_path, monkey
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     context = torch.multiprocessing.get_context("spawn")
     found = context.SimpleQueue()
-    words = (f"file://{tmp_path}/meeting", made[0], found)
+    words = (tmp_path, made[0], found)
     torch.multiprocessing.start_processes(one_of_two, words, nprocs=2, start_method="spawn")
     both = dict(found.get() for _ in range(2))
     assert both[0] == both[1]

@@ -6,6 +6,7 @@ and stay between the passes. The soft tokens, a thousandth of the weights, are w
 gradient is summed after the backward pass.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -75,6 +76,8 @@ def share(dit: DiT, processes: Processes, strategy: str, dtype: torch.dtype) -> 
         sharded(block)
     dit.checkpointing = False
     sharded(dit)
+    # A linear layer's three axes are a view of its two, and nothing changes the velocity in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
 
 
 def summing(dit: nn.Module, *, last: bool) -> None:
