@@ -188,6 +188,14 @@ def test_pictures_without_depth_have_no_cloud_and_their_own_captions(toys, tmp_p
     assert math.isfinite(result.cells["clip_text"].value)
 
 
+def test_captions_of_objects_that_are_not_measured_are_no_matter(toys, tmp_path):
+    root, rows = toys
+    place = as_folder(rows, tmp_path / "all", lambda key: f"o{IDS.index(key)}", depth=False)
+    (place / "captions.csv").write_text("path,captions\n" + "".join(f"o{each},text {each}\n" for each in range(4)))
+    (result,), _ = of_objects(settings_of(root, count=2, views=(8,)), f"pictures:{place}", "all")
+    assert result.counts == {"ok": 2} and result.protocol["generated"]["captions_of_its_own"] == 2
+
+
 def test_a_folder_of_other_cameras_is_refused_before_anything_is_rendered(toys, tmp_path):
     root, rows = toys
     place = as_folder(rows, tmp_path / "one", lambda key: sha_of(IDS.index(key)))

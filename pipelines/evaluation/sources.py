@@ -294,9 +294,7 @@ def of_pictures(settings: Settings, place: str, model: str, true: TrueObjects) -
     source = pictured.source_of(settings, str(root))
     side, report = featured(settings, source, list(chosen.values()), true=False)
     about = {"kind": "pictures", "folder": root.name, "collection": source.store.collection}
-    return subject_by_name(
-        model or root.name, true, matched.generated, captions, side, about, matched.strangers
-    ), report
+    return subject_by_name(model or root.name, true, chosen, captions, side, about, matched.strangers), report
 
 
 def subject_by_name(
