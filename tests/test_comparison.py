@@ -375,7 +375,7 @@ def test_the_evaluations_prompts_are_the_drawn_captions_of_the_shuffled_objects(
         assert each.caption_index == random.Random(42 * 2003 + each.index).randint(0, len(captions) - 1)
         assert each.text == captions[each.caption_index]
     derived = Store(tmp_path, f"{settings.collection}-around", 1)  # of renders of these few alone
-    around.copy(store, derived, "catalog", "0", CATALOG, settings, order)
+    around.copy(store, derived, "catalog", "0", CATALOG, settings, set(order))
     section = settings.evaluation.model_copy(update={"count": 9, "true": derived.collection})
     settings = settings.model_copy(update={"evaluation": section})
     assert of_file(evaluation_prompts.evaluation_prompts(settings)) == found

@@ -153,7 +153,7 @@ def test_the_order_of_renders_from_all_around_is_that_of_all_objects_of_their_co
     base = commit(tmp_path, dict.fromkeys(f"{number}/000" for number in range(8)), "balls")
     settings = settings_of(tmp_path, evaluation={"quirks": ["batch_order"], "count": 5, "points": 60})
     order, store = objects_of(base, 5, 42), Store(tmp_path, "balls-around", 1)
-    around.copy(base, store, "catalog", "0", CATALOG, settings, order)
+    around.copy(base, store, "catalog", "0", CATALOG, settings, set(order))
     write(store, balls(order), TOGETHER, "renders", RENDERS)
     cloud_features.run(settings, source=pictured.true_objects(settings), true=True)  # as the program does
     places = {key: int(row.inputs["place"]) for key, row in store.manifest("features-pointnet", "0").rows.items()}

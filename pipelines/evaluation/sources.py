@@ -88,7 +88,7 @@ def require(settings: Settings, spec: str) -> None:
 
     Raises:
         ValueError: there is not.
-        NotReady: the training is not there yet.
+        NotReady: the training, or the catalog, is not there yet.
     """
     kind, place = parted(spec)
     if kind == "retrieved":
@@ -96,7 +96,7 @@ def require(settings: Settings, spec: str) -> None:
     elif kind == "trellis":
         method_of(existing(settings, place.partition(":")[0]), place.partition(":")[2])
     elif kind == "collection":
-        existing(settings, place)
+        require_catalog(parent_of(settings, existing(settings, place)))
     elif kind == "pictures":
         require_views(Path(place).expanduser().absolute(), settings.evaluation.views)
     elif not Path(place).expanduser().is_dir():
@@ -238,9 +238,7 @@ def texts_of(captions: Mapping[str, Sequence[str]], asked: Mapping[str, Mapping[
 
 def of_collection(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
     """A collection of this store, rendered from all around."""
-    store = existing(settings, place)
-    require_catalog(store)
-    return of_meshes_in(settings, store, model or place, true)
+    return of_meshes_in(settings, existing(settings, place), model or place, true)
 
 
 def of_meshes(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
