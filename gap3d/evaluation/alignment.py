@@ -1,4 +1,4 @@
-"""Table 1: how well predicted tokens agree with true ones (specification 8.1).
+"""Table 1: how well predicted tokens agree with true ones (docs/method.md 8.1).
 
 Every measure is the mean over samples of a mean over tokens, with an interval by bootstrap over the samples. The quirk
 ``batch_means`` averages batches of 64 instead, as the released evaluation does.

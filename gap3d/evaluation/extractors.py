@@ -1,4 +1,4 @@
-"""Which extractors the settings name: loading them, and knowing them without loading them (specification 8.3, 8.4)."""
+"""Which extractors the settings name: loading them, and knowing them without loading them (docs/method.md 8.3, 8.4)."""
 
 import functools
 import hashlib

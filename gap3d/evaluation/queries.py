@@ -1,4 +1,4 @@
-"""Queries: the captions that a model is asked for when it is evaluated, each with its true image (specification 8).
+"""Queries: the captions that a model is asked for when it is evaluated, each with its true image (docs/method.md 8).
 
 An object of several views counts once, by its first frame: view 0.
 """
@@ -50,7 +50,7 @@ def queries_of(collection: Store | Path, which: Which) -> list[Query]:
 
     Args:
         collection: with a dataset; as a store's collection or its folder.
-        which: ``drawn``: the one caption of each MS-COCO image that the protocol draws (specification 8.1).
+        which: ``drawn``: the one caption of each MS-COCO image that the protocol draws (docs/method.md 8.1).
             ``longest``: of each image, of equally long ones the first. ``all``: each different caption.
 
     Raises:

@@ -1,4 +1,4 @@
-"""CLIP: how well pictures fit texts, or other pictures (specification 8.3).
+"""CLIP: how well pictures fit texts, or other pictures (docs/method.md 8.3).
 
 OpenAI's weights were trained with QuickGELU; transformers' configurations of them say so.
 """
