@@ -206,7 +206,7 @@ def protocol_of(
             "expected": len(true.asked),
             "count": section.count,
             "shuffle": section.shuffle,
-            "order": "by SHA-256, shuffled by that seed, those with captions, the first so many (specification 8.3)",
+            "order": "by SHA-256, shuffled by that seed, those with captions, the first so many (docs/method.md 8.3)",
             "shuffled": "all files that source.described_by describes"
             if described(true.base)
             else "all objects of the catalog",

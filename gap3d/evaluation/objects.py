@@ -1,4 +1,4 @@
-"""Which objects generation is measured on, and in which order (specification 8.3).
+"""Which objects generation is measured on, and in which order (docs/method.md 8.3).
 
 The released evaluation shuffles all objects of the dataset's table, those without captions too. A collection may have
 admitted captioned ones alone; so its catalog keeps beside its rows which SHA-256s the table describes.
