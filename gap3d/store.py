@@ -27,12 +27,27 @@ from gap3d.manifest import LedgerRow, Manifest
 from gap3d.parts import TEMPORARY, PartWriter, name_of, publish, read_rows, write_atomically
 from gap3d.records import Outcome, SystemicFault
 from gap3d.remote import blobs_at
-from gap3d.schemas import LEFT_OUT, StageSchema
+from gap3d.schemas import LEFT_OUT, StageSchema, require_known
 from gap3d.settings import ComputeSettings, Limits
 from gap3d.signals import unbroken
 
 log = logging.getLogger(__name__)
 ALL = "all"  # the one shard of an unpartitioned stage
+HEAD = "collection.json"  # what makes a folder a collection: the number of its shards
+
+
+def shards_in(head: Path) -> int:
+    """The number of shards that a collection was made with.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return int(json.loads(head.read_text())["shards"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{head} is damaged: write {{"shards": N}} into it, as many as a stage\'s folder has'
+        ) from error
 
 
 def now() -> str:
@@ -59,11 +74,11 @@ class Store:
         self.folder = self.root / collection
         self.shards = fingerprints.shard_keys(shards)
         self.blobs = blobs_at(blobs or str(self.root / "blobs"))
-        head = self.folder / "collection.json"
+        head = self.folder / HEAD
         described = json.dumps({"shards": shards, "schema_version": 1}).encode()
         if not head.exists():
             write_atomically(head, described)
-        made_with = json.loads(head.read_text())["shards"]
+        made_with = shards_in(head)
         if made_with != shards and not any(path.is_dir() for path in self.folder.iterdir()):
             write_atomically(head, described)  # somebody looked before anything was made: nothing holds the number yet
             made_with = shards
@@ -75,12 +90,43 @@ class Store:
                 f"{kept}set catalog.shards = {made_with}, or choose another collection name"
             )
 
+    @classmethod
+    def open(cls, root: Path, collection: str, blobs: str = "") -> "Store":
+        """A collection that is there, whatever its number of shards.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        if not cls.exists(root, collection):
+            there = ", ".join(cls.collections(root)) or "none"
+            raise ValueError(f"there is no collection {collection} in {root} (there are: {there})")
+        return cls(root, collection, shards_in(root.expanduser() / collection / HEAD), blobs)
+
+    @classmethod
+    def exists(cls, root: Path, collection: str) -> bool:
+        """Whether a store has a collection of this name."""
+        return (root.expanduser() / collection / HEAD).is_file()
+
+    @classmethod
+    def collections(cls, root: Path) -> list[str]:
+        """Names of the collections of a store."""
+        return sorted(head.parent.name for head in root.expanduser().glob(f"*/{HEAD}"))
+
+    def other(self, collection: str) -> "Store":
+        """Another collection of the same store; raises as ``open`` does."""
+        return Store.open(self.root, collection, self.blobs.place)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (Store, (self.root, self.collection, len(self.shards), self.blobs.place))
 
     def shard(self, stage: str, shard: str) -> Path:
         """Folder of one shard of a stage."""
         return self.folder / stage / shard
+
+    def committed_shards(self) -> list[tuple[str, str]]:
+        """(stage, shard) of all that was ever committed, of whatever stage."""
+        places = (path.parent for path in self.folder.glob(f"*/*/{manifest.NAME}"))
+        return sorted((place.parent.name, place.name) for place in places)
 
     def committed(self, stage: str, shard: str) -> Manifest:
         """What was committed of a shard, whether or not its parts are still there."""
@@ -138,7 +184,7 @@ class Store:
                     keys = [
                         key for batch in file.iter_batches(batch_size=16) for key in batch.column("key").to_pylist()
                     ]
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, pa.ArrowException, KeyError) as error:
                 faults.append(f"{held.stage}/{held.shard}/{part}: {str(error).splitlines()[0][:200]}")
                 continue
             if part in held.left_out and name_of(path) != part:
@@ -174,7 +220,9 @@ class Store:
         Raises:
             LeaseHeld: another run writes it.
             SystemicFault: the disk is full or gone.
+            ValueError: ``gap3d.schemas`` does not know what the stage writes.
         """
+        require_known(stage, schema)
         folder = self.shard(stage, shard)
         with lease(folder, compute.lease_wait_s):
             held = self.manifest(stage, shard)
