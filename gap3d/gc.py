@@ -13,11 +13,11 @@ from typing import Any
 
 from gap3d import manifest
 from gap3d.lease import lease
-from gap3d.manifest import LedgerRow, Manifest
+from gap3d.manifest import LedgerRow, Manifest, now
 from gap3d.parts import PartWriter, read_rows, written_with
 from gap3d.schemas import DATASET, SCHEMAS, StageSchema
 from gap3d.settings import ComputeSettings
-from gap3d.store import Store, leftovers, now
+from gap3d.store import Store, leftovers
 
 log = logging.getLogger(__name__)
 
