@@ -344,7 +344,8 @@ def schema_of(stage: str, columns: pa.Schema, compression: Compression) -> Stage
     """
     if stage not in SCHEMAS:
         raise ValueError(
-            f"{stage} is no stage that this version knows (gap3d.schemas.SCHEMAS): its parts stay as they are"
+            f"{stage} is no stage that this version knows (gap3d.schemas.SCHEMAS): take the version that wrote it, or "
+            "remove its folder"
         )
     return replace(SCHEMAS[stage], columns=columns, compression=compression)
 
