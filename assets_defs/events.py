@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from gap3d.report import contact_sheet
+from gap3d.contact_sheet import contact_sheet
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines.command import open_store

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from gap3d import gc
-from gap3d.dataset import TargetBatch, read_part, read_targets
 from gap3d.manifest import LedgerRow
 from gap3d.store import Store
+from gap3d.target_parts import TargetBatch, read_part, read_targets
 from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
 from pipelines.job import NotReady
 from pipelines.progress import progress

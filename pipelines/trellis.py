@@ -19,13 +19,13 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
     sys.path.pop(0)
 
 from gap3d import fingerprints
-from gap3d.dataset import TargetPart
 from gap3d.features.encoder import UNTRAINED
 from gap3d.manifest import LedgerRow, Manifest
 from gap3d.records import Outcome, Status
 from gap3d.schemas import SHAPES
 from gap3d.settings import Settings
 from gap3d.store import Store
+from gap3d.target_parts import TargetPart
 from gap3d.trellis.child import PATCHES, REGISTERS, WIDTH
 from gap3d.trellis.process import START_S, Installation
 from gap3d.trellis.seeds import Method, seed_of, view_of

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from gap3d.dataset import DamagedPart, RowGroup, TargetPart
 from gap3d.records import Failure, Status
+from gap3d.target_parts import DamagedPart, RowGroup, TargetPart
 
 OPEN_PARTS = 64  # two descriptors each
 OPEN_GROUPS = 1024  # mapped row groups: some 32 kB each, for their CLS

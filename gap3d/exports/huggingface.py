@@ -97,7 +97,7 @@ class Columns:
         return made
 
     def metadata(self) -> dict[str, str]:
-        """Of a shard's schema: how the library and ``gap3d.dataset`` read it."""
+        """Of a shard's schema: how the library and ``gap3d.target_parts`` read it."""
         made = {"huggingface": json.dumps({"info": {"features": self.features()}})}
         return {**made, "gap3d": json.dumps(self.layout, sort_keys=True)} if self.layout else made
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from gap3d import dataset_index
-from gap3d.dataset import KINDS, DamagedPart, RowGroup, TargetPart
 from gap3d.dataset_index import Places
 from gap3d.features.tokens import TORCH_DTYPES
 from gap3d.readers.batches import TargetSample
 from gap3d.readers.order import Place
 from gap3d.readers.shuffled import DamagedSample, Reader, ShuffledDataset, drawn
 from gap3d.store import Store
+from gap3d.target_parts import KINDS, DamagedPart, RowGroup, TargetPart
 
 OPEN_PARTS = 64  # kept open at a time, two descriptors each
 
