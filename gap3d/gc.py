@@ -1,6 +1,5 @@
 """Garbage collection: removes parts and blobs that no kept version refers to, and compacts mostly dead parts."""
 
-import logging
 import re
 import time
 from collections.abc import Iterator
@@ -14,8 +13,6 @@ from gap3d.manifest import Manifest
 from gap3d.parts import PartWriter, read_rows
 from gap3d.schemas import CATALOG, DATASET, DOWNLOADS, IMAGES, PROMPTS, RENDERS, TARGET_ROWS, VIEWS, StageSchema
 from gap3d.store import Store, leftovers, now
-
-log = logging.getLogger(__name__)
 
 LIVE_SHARE = 0.5  # a part with fewer live rows is rewritten
 PART_BYTES = 512 * 1024**2  # a new part is closed at this size

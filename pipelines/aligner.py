@@ -1,6 +1,5 @@
 """What the stages pretrain and finetune have in common: one training brought up to date, and a report of it."""
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,6 @@ from pipelines.job import NotReady
 from pipelines.progress import progress, say_beside
 from pipelines.report import Report, ShardReport
 from pipelines.training import fit
-
-log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, stage: Stage) -> Report:

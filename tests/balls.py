@@ -8,7 +8,7 @@ from PIL import Image
 from stores import TOGETHER, write
 
 from gap3d.depth import depth_range, encode_depth
-from gap3d.evaluation.views import AROUND
+from gap3d.evaluation.views import AROUND, Rendered
 from gap3d.schemas import CATALOG, RENDERS
 from gap3d.store import Store
 
@@ -88,6 +88,12 @@ def commit(root, rows, name="balls-around"):
     )
     write(store, rows, TOGETHER, "renders", RENDERS)
     return store
+
+
+def views_of(store, count):
+    """A protocol's views of every object of a collection of renders, by object_id."""
+    rendered = Rendered(store)
+    return {key: views for shard in store.shards for key, views in rendered.views(shard, count).items()}
 
 
 def settings_of(root, **values):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from balls import balls, commit, row_of
+from balls import balls, commit, row_of, views_of
 from PIL import Image
 
 from gap3d.cameras import Camera
 from gap3d.evaluation.picture_folders import objects_in, views_in
 from gap3d.evaluation.pictured import contents
-from gap3d.evaluation.views import AROUND, number_of, numbers_of, views_of, whole
+from gap3d.evaluation.views import AROUND, number_of, numbers_of, whole
 from gap3d.exports import folders
 from gap3d.metrics.pointclouds import view_of
 from gap3d.protocols import cameras

@@ -22,7 +22,6 @@ from gap3d.metrics.frechet import Moments, frechet_distance
 from gap3d.metrics.kernel import kernel_distance
 from gap3d.records import Failure
 
-VERSION = 1  # of what is computed here; part of every fingerprint
 Extractor = Literal["inception", "dinov2", "pointnet", "clip", "clip_large"]
 KERNEL_SCALE = 100  # as the paper prints it
 

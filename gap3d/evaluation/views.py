@@ -232,9 +232,3 @@ def lacking(object_id: str, number: int, found: Iterable[str], key: str) -> View
         return View(object_id, number, key, status=Status.UNSUPPORTED, reason=reason)
     reason = f"no picture from yaw {AROUND[number].yaw:g}, pitch 30, radius 2, field of view 40"
     return View(object_id, number, key, status=Status.MISSING, reason=reason)
-
-
-def views_of(store: Store, count: int) -> dict[str, list[View]]:
-    """The protocol's views of every object of a collection of renders; see ``Rendered.views``."""
-    rendered = Rendered(store)
-    return {key: views for shard in store.shards for key, views in rendered.views(shard, count).items()}

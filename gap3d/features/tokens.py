@@ -66,10 +66,6 @@ class TokenLayout:
         self.split(tokens)
         return tokens
 
-    def as_grid(self, patches: Tensor) -> Tensor:
-        """Patches [B, N, C] as a feature map [B, C, rows, columns]."""
-        return patches.transpose(1, 2).unflatten(2, self.grid)
-
     def describe(self, dtype: StoreDtype) -> dict[str, Any]:
         """All that is needed to decode the columns, for the metadata of the parts."""
         described: dict[str, Any] = {
