@@ -9,6 +9,7 @@ from stores import TOGETHER, write
 
 from gap3d.depth import depth_range, encode_depth
 from gap3d.evaluation.views import AROUND, Rendered
+from gap3d.records import Status
 from gap3d.schemas import CATALOG, RENDERS
 from gap3d.store import Store
 
@@ -94,6 +95,12 @@ def views_of(store, count):
     """A protocol's views of every object of a collection of renders, by object_id."""
     rendered = Rendered(store)
     return {key: views for shard in store.shards for key, views in rendered.views(shard, count).items()}
+
+
+def whole(views):
+    """An object's views, none of which lacks its picture."""
+    assert [view.reason for view in views if view.status is not Status.OK] == []
+    return views
 
 
 def settings_of(root, **values):

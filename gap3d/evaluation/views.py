@@ -6,7 +6,7 @@ They are told by their cameras, never by their numbers: any fixed protocol that 
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from gap3d.cameras import Camera
 from gap3d.manifest import LedgerRow
-from gap3d.records import Failure, Status
+from gap3d.records import Status
 from gap3d.store import Store
 from gap3d.trellis.turntable import PROTOCOLS, Turntable
 
@@ -117,23 +117,6 @@ class View:
     def camera(self) -> Camera:
         """It is the protocol's, not as it was written down."""
         return AROUND[self.number]
-
-
-def whole(views: Sequence[View]) -> Sequence[View]:
-    """An object's views, all of them.
-
-    Raises:
-        Failure: one is not there; with its status.
-    """
-    lacking = [view for view in views if view.status is not Status.OK]
-    if lacking:
-        first = lacking[0]
-        raise Failure(
-            first.status,
-            f"{len(views) - len(lacking)} of {len(views)} views: {first.key} (yaw {first.camera.yaw:g}): "
-            f"{first.reason or first.status}",
-        )
-    return views
 
 
 class Rendered:
