@@ -21,11 +21,10 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from gap3d.features.tokens import dequantise, unpack
+from gap3d.features.tokens import PACKED, dequantise, unpack
 from gap3d.store import Store
 
 PAGE_HEADER = 128  # bytes; a page's header is some 30 bytes, a second page would bring a second one
-KINDS = ("registers", "patches")
 
 
 class DamagedPart(OSError):
@@ -100,7 +99,7 @@ class RowGroup:
 
     def batch(self) -> TargetBatch:
         """All rows."""
-        return TargetBatch(self.keys, self.cls, *(self.tokens(name) for name in KINDS))
+        return TargetBatch(self.keys, self.cls, *(self.tokens(name) for name in PACKED))
 
 
 class TargetPart:
@@ -148,7 +147,7 @@ class TargetPart:
         about = self._file.metadata
         self._starts = np.cumsum([0, *(about.row_group(group).num_rows for group in range(about.num_row_groups))])
         self._places = {name: i for i, name in enumerate(about.schema.names)} if about.num_row_groups else {}
-        self._columns = [name for name in self.layout if name.partition("_")[0] in KINDS]
+        self._columns = [name for name in self.layout if name.partition("_")[0] in PACKED]
 
     def close(self) -> None:
         """Close the file; tensors over it stay good."""

@@ -24,7 +24,7 @@ from gap3d.evaluation.queries import Which, queries_of, usual
 from gap3d.evaluation.quirks import QUIRKS, of_table
 from gap3d.evaluation.result import Result, known, save
 from gap3d.evaluation.tokens import TokenSets, of_dataset, open_tokens, worth
-from gap3d.metrics.alignment import KINDS, MEASURES
+from gap3d.metrics.alignment import MEASURES, TABLE_KINDS
 from gap3d.settings import Settings
 from pipelines import prompts
 from pipelines.command import parse, parser, resolved, say, sentences, stop
@@ -228,7 +228,7 @@ def measured(row: Wanted, settings: Settings) -> tuple[Result, ShardReport]:
 def lines_of(result: Result) -> list[str]:
     """A result for a person."""
     made = printed.heading(result, "pairs")
-    for kind in KINDS:
+    for kind in TABLE_KINDS:
         cells = {measure: result.cells.get(f"{measure}_{kind}") for measure in MEASURES}
         texts = [f"{name} {printed.told(cell, 4)}" for name, cell in cells.items() if cell is not None]
         if texts:

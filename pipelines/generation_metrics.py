@@ -87,7 +87,7 @@ def of_objects(settings: Settings, spec: str, model: str) -> tuple[list[Result],
 def shaped(settings: Settings, true: TrueObjects) -> Iterator[str]:
     """What TRELLIS made of these very prompts, in any collection of the store."""
     wanted = {key: (asked.index, asked.caption_index) for key, asked in true.asked.items()}
-    for folder in sorted({path.parent for path in settings.store.glob("*/shapes-*") if path.is_dir()}):
+    for folder in sorted({path.parent for path in settings.store.glob(f"*/{stage_of('*')}") if path.is_dir()}):
         store = existing(settings, folder.name)
         found: dict[str, tuple[int, int]] = {}
         for shard in store.shards:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from gap3d.features.tokens import PACKED
 from gap3d.records import Failure, Status
 from gap3d.target_parts import DamagedPart, RowGroup, TargetPart
 
@@ -43,7 +44,7 @@ class TargetSets:
         layout = self.about["tokens"]
         width = int(layout["cls"]["shape"][-1])
         self.shapes = {"cls": (1, width)}
-        self.shapes |= {name: (int(layout[name]["shape"][0]), width) for name in ("registers", "patches")}
+        self.shapes |= {name: (int(layout[name]["shape"][0]), width) for name in PACKED}
 
     def read(self, keys: Iterable[str], kinds: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor] | Failure]]:
         """Token sets of some keys that are there, in any order: by kind [N, C], or why they can't be had."""

@@ -17,6 +17,7 @@ import torch
 from gap3d.dataset_index import Row
 from gap3d.exports import rows as exported
 from gap3d.exports.pieces import HIDDEN, Piece, Record
+from gap3d.features.tokens import PACKED
 from gap3d.parts import PartWriter, fsync_path
 from gap3d.schemas import DATASET, KEY, StageSchema
 from gap3d.store import Store
@@ -63,7 +64,7 @@ class Columns:
         made += [(name, pa.string()) for name in TEXTS[1:]]
         if self.layout:
             made.append(("cls", pa.list_(pa.float32())))
-            for name in ("registers", "patches"):
+            for name in PACKED:
                 about = self.layout["tokens"][name]
                 width = int(np.prod(about["shape"])) * getattr(torch, about["dtype"]).itemsize
                 made.append(pa.field(name, pa.binary(width), nullable=False))

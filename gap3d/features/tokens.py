@@ -14,6 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+KINDS = ("cls", "registers", "patches")
+"""The kinds of tokens, in the encoder's order: columns of a target part, fields of a ``TargetBatch``."""
+PACKED = KINDS[1:]  # those that a part holds as bytes in ``StoreDtype``
 StoreDtype = Literal["float16", "bfloat16", "int8"]
 TORCH_DTYPES = {
     "float16": torch.float16,
