@@ -69,7 +69,7 @@ def picture(store: Store, settings: Settings, shard: str) -> dg.MetadataValue:
     return dg.MetadataValue.md(f"![contact sheet](data:image/jpeg;base64,{base64.b64encode(sheet).decode()})")
 
 
-def looks(settings: Settings, shard: str) -> dict[str, dg.MetadataValue]:
+def shard_metadata(settings: Settings, shard: str) -> dict[str, dg.MetadataValue]:
     """What a person can look at: the shard's contact sheet, and of objects the path of the HTML report, up to date.
 
     A path, not a link: a browser follows none from http:// to file://; the UI copies a path with one click.

@@ -134,7 +134,7 @@ class TargetPart:
             self._handle = fs.open(name, "rb", cache_type="none")
         with contextlib.ExitStack() as undo:
             undo.callback(self._handle.close)
-            with sound(self.place, "its footer"):
+            with naming_damage(self.place, "its footer"):
                 self._file = pq.ParquetFile(self._handle, page_checksum_verification=verify, pre_buffer=path is None)
                 said = (self._file.schema_arrow.metadata or {}).get(b"gap3d", b"{}")
                 self.metadata: dict[str, Any] = json.loads(said)
@@ -192,7 +192,7 @@ class TargetPart:
             OSError: the file can't be read.
         """
         mapped = {} if self._memory is None else self._mapped(group)
-        with sound(self.place, f"row group {group}"):
+        with naming_damage(self.place, f"row group {group}"):
             names = ["key", "cls", *self._columns]
             few = mapped and not self.verify  # what is read for its checksum only is dropped again
             table = self._file.read_row_group(group, columns=names[:2] if few else names, use_threads=False)
@@ -226,7 +226,7 @@ def values_of(column: pa.ChunkedArray) -> pa.Buffer:
 
 
 @contextmanager
-def sound(place: str, what: str) -> Iterator[None]:
+def naming_damage(place: str, what: str) -> Iterator[None]:
     """Tell damage from a disk or network that fails: those errors have a number or a type.
 
     Arrow finds most of it; footers have no checksum, so that names, lengths and metadata may be anything.

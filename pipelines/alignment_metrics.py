@@ -230,7 +230,7 @@ def lines_of(result: Result) -> list[str]:
     made = printed.heading(result, "pairs")
     for kind in TABLE_KINDS:
         cells = {measure: result.cells.get(f"{measure}_{kind}") for measure in MEASURES}
-        texts = [f"{name} {printed.told(cell, 4)}" for name, cell in cells.items() if cell is not None]
+        texts = [f"{name} {printed.format_cell(cell, 4)}" for name, cell in cells.items() if cell is not None]
         if texts:
             made.append(f"  {kind:<9}  " + "  ".join(texts))
     for name, check in result.checks.items():

@@ -223,7 +223,7 @@ def main() -> None:
         folder = known.checkpoint or trained_in(settings.store, settings.collection)
         vlm = str(Path(known.vlm).absolute()) if known.vlm and Path(known.vlm).exists() else known.vlm
         checkpoint = Checkpoint(folder.expanduser().absolute(), vlm)
-        store, own, read = prompts.opened(known, settings)
+        store, own, read = prompts.bring_up_to_date(known, settings)
         report = merge([read, run(own, store, checkpoint)])
         if known.report:
             report.save(known.report)

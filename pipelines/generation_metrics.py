@@ -241,7 +241,7 @@ def lines_of(result: Result) -> list[str]:
     """A result for a person."""
     made = printed.heading(result, "objects")
     made += printed.found(result.protocol.get("generated", {}), sum(result.counts.values()))
-    made += [f"  {name:<16} {printed.told(cell, 3)}" for name, cell in result.cells.items()]
+    made += [f"  {name:<16} {printed.format_cell(cell, 3)}" for name, cell in result.cells.items()]
     return [*made, f"  {result.folder}"]
 
 

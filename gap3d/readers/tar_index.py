@@ -57,7 +57,7 @@ class TarIndex:
     fault: str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (opened, (self.path, self.known))  # a worker maps the same file
+        return (open_index, (self.path, self.known))  # a worker maps the same file
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -81,10 +81,10 @@ def indexed(path: Path) -> TarIndex:
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         write_atomically(known, sink.getvalue().to_pybytes())
-    return opened(path, known)
+    return open_index(path, known)
 
 
-def opened(path: Path, known: Path) -> TarIndex:
+def open_index(path: Path, known: Path) -> TarIndex:
     """An index that was made before."""
     table = pa.ipc.open_file(pa.memory_map(str(known))).read_all()
     return TarIndex(path, known, table, (table.schema.metadata or {}).get(b"fault", b"").decode())
