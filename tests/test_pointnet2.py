@@ -85,11 +85,13 @@ def test_random_weights_say_that_they_are(caplog):
         extractor.features([np.zeros((600, 3))])
 
 
-def test_missing_and_foreign_weights_say_what_to_do(tmp_path, original):
+def test_missing_and_foreign_weights_say_what_to_do(tmp_path):
     with pytest.raises(SystemicFault, match=r"no file .*pointnet\.pt.*checkpoints.*evaluation\.pointnet FILE"):
         PointFeatures(str(tmp_path / "pointnet.pt"))
     path = tmp_path / "other.pt"
-    torch.save({name: tensor for name, tensor in original[1].items() if name != "sa1.mlp_convs.0.weight"}, path)
+    weights = PointNet2().state_dict()
+    del weights["sa1.mlp_convs.0.weight"]
+    torch.save(weights, path)
     with pytest.raises(SystemicFault, match=r"another network: .*sa1\.mlp_convs\.0\.weight"):
         PointFeatures(str(path))
     path.write_bytes(b"no weights")
