@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from gap3d import schemas
-from gap3d.dataset import read_targets
 from gap3d.features import tokens
 from gap3d.records import Outcome
 from gap3d.settings import ComputeSettings, Limits
 from gap3d.store import Store
+from gap3d.target_parts import read_targets
 
 LAYOUT = tokens.TokenLayout(registers=4, grid=(37, 37), width=1024)
 

@@ -30,7 +30,7 @@ from pipelines.evaluation.objects import Subject, TrueObjects, featured, from_al
 from pipelines.evaluation.references import Picture
 from pipelines.predictions import checkpoint_of
 from pipelines.report import Report, merge
-from pipelines.trellis import METHODS, STAGE, stage_of
+from pipelines.trellis import METHODS, stage_of
 
 log = logging.getLogger(__name__)
 KINDS = ("trellis", "collection", "pictures", "meshes", "retrieved")
@@ -142,7 +142,7 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
     name, _, method = place.partition(":")
     made = Store.open(settings.store, name, settings.blobs)
     method = method_of(made, method)
-    stage = f"{STAGE}-{method}"
+    stage = stage_of(method)
     source = pictured.source_of(settings, f"{name}:{method}")
     asked: dict[str, dict[str, Any]] = {}
     held: dict[str, Any] = {}
