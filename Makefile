@@ -44,7 +44,7 @@ smoke-online: install  ## with a network: 20 real objects of every source, and t
 lint: install  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy gap3d render pipelines assets_defs
+	$(BIN)/mypy gap3d render pipelines assets_defs benchmarks
 
 bench: install  ## the tables of benchmarks/
 	$(BIN)/python -m benchmarks
