@@ -90,6 +90,7 @@ def main() -> None:
     parser = Arguments(__doc__)
     parser.add_size("--rows", 10_200_000, 20_000)
     parser.add_size("--described", 480_000, 2_000)
+    parser.add_size("--shards", 64, 4)
     asked = parser.read()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -108,13 +109,14 @@ def main() -> None:
             "store": str(folder / "store"),
             "collection": "objaverse",
             "source": {"kind": "tables", "tables": [str(path) for path in tables], "described_by": [str(told)]},
-            "catalog": {"count": 72_000, "licences": ALLOWED},
+            "catalog": {"count": 72_000, "shards": asked.shards, "licences": ALLOWED},
         }
         command = [sys.executable, "-c", PROGRAM, json.dumps(settings)]
         seconds, memory, printed = measured(command)
         found, statuses, funnel = json.loads(printed.splitlines()[-1])
         again = timed(lambda: subprocess.run(command, check=True, stdout=subprocess.PIPE))
-        print(f"{found} rows, {size:.2f} GiB of tables, to {sum(statuses.values())} rows in 64 shards: {statuses}")
+        print(f"{found} rows, {size:.2f} GiB of tables, to {sum(statuses.values())} rows in {asked.shards} shards:")
+        print(f"  {statuses}")
         for step in funnel:
             print(f"  {step['step']:<20} {step['left_out']:>9} out, {step['rows']:>9} left")
         print(f"catalog {seconds:.1f} s, {memory:.2f} GiB; again, nothing changed: {again:.1f} s")

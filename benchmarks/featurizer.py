@@ -139,10 +139,10 @@ def save_untrained(folder: Path, size: str) -> None:
     Dinov2WithRegistersModel(config).save_pretrained(folder)
 
 
-def end_to_end(root: Path, pngs: list[bytes], size: str, dtype: str, count: int) -> None:
+def end_to_end(root: Path, pngs: list[bytes], size: str, side: int, dtype: str, count: int) -> None:
     """Part 1."""
     save_untrained(root / "encoder", size)
-    settings = settings_for(root / "store", str(root / "encoder"), 1, dtype=dtype)
+    settings = settings_for(root / "store", str(root / "encoder"), 1, dtype=dtype, image_size=side)
     chosen = [pngs[index % len(pngs)] for index in range(count)]
     write_renders(settings, chosen, ["0"])
     targets.make_job(settings)  # the weights are hashed once, and the hash is kept
@@ -166,7 +166,7 @@ def end_to_end(root: Path, pngs: list[bytes], size: str, dtype: str, count: int)
     assert report.by_status("targets") == {"ok": count}
     busy, costs = report.utilisation("targets"), report.of("targets", "0").costs
     stage, load = ended - READY[-1], READY[-1] - started
-    print(f"ViT-{size} (untrained), {dtype}, {count} images, {torch.get_num_threads()} threads")
+    print(f"ViT-{size} (untrained), {side} pixels, {dtype}, {count} images, {torch.get_num_threads()} threads")
     print(f"  encoder alone     {count / (before + after):8.3f} images/s")
     print(
         f"  stage end to end  {count / stage:8.3f} images/s  {ratio([before + after], [stage]):6.3f} of it, wanted 0.95"
@@ -301,6 +301,7 @@ def main() -> None:
     parser = Arguments(__doc__)
     parser.add_size("--size", "large", "small", "of the encoder", choices=SIZES)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_size("--side", 518, 112, "of its images")
     parser.add_size("--images", 12, 2)
     parser.add_size("--objects", 6, 2, "that are rendered for the pictures")
     parser.add_size("--seconds", 3.0, 0.05, "that each rate of part 2 is measured")
@@ -320,7 +321,7 @@ def main() -> None:
                 (kept / f"{number}.png").write_bytes(png)
         pngs = [path.read_bytes() for path in sorted(kept.glob("*.png"))]
         if "1" in known.parts:
-            end_to_end(root, pngs, known.size, known.dtype, known.images)
+            end_to_end(root, pngs, known.size, known.side, known.dtype, known.images)
         if "2" in known.parts:
             feeder(root, pngs, known.seconds, known.rows)
         if "3" in known.parts:

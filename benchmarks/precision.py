@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._arguments import Arguments
+from gap3d.features import attention
 from gap3d.features.encoder import UNTRAINED, Encoder
 from gap3d.features.encoders import load_encoder
 from gap3d.features.families import DINOV2_WITH_REGISTERS, DINOV3
@@ -47,6 +48,9 @@ def rows(exact: Encoder, rounded: Encoder, images: np.ndarray) -> Iterator[tuple
     """(what, its targets, the exact ones)."""
     truth = exact.encode(images)
     yield "bfloat16 encoder", rounded.encode(images), truth
+    if attention.NAME in rounded.device:
+        rounded._model.set_attn_implementation("sdpa")
+        yield "torch's attention", rounded.encode(images), truth
     dtypes: tuple[StoreDtype, ...] = ("float16", "bfloat16", "int8")
     for dtype in dtypes:
         yield f"{dtype} store", stored(truth, dtype), truth

@@ -228,7 +228,7 @@ def variants(folder: Path, rows: list[torch.Tensor], repeats: int) -> None:
 
 def main() -> None:
     parser = Arguments(__doc__)
-    parser.add_size("--rows", 128, 2 * BATCH)
+    parser.add_size("--rows", 128, BATCH)
     parser.add_size("--repeats", 4, 1)
     known = parser.read()
     rows = [image(number) for number in range(known.rows)]
