@@ -27,7 +27,8 @@ def files(folder: Path, count: int) -> list[Path]:
     found = sorted(path for path in folder.rglob("*") if file_type(path) in FILE_TYPES)
     if not found:
         sys.exit(f"{folder} has no 3D file ({', '.join(sorted(FILE_TYPES))}): name another with --folder")
-    return [found[index * len(found) // count] for index in range(min(count, len(found)))]
+    count = min(count, len(found))
+    return [found[index * len(found) // count] for index in range(count)]
 
 
 def model(path: Path) -> Model:

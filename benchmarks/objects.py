@@ -21,7 +21,7 @@ from benchmarks._timing import ratio
 from benchmarks.parts import LAYOUT
 from gap3d import catalog, schemas
 from gap3d.features import images, tokens
-from gap3d.records import Outcome, Status
+from gap3d.records import Failure, Outcome, Status
 from gap3d.settings import ComputeSettings, Limits, RenderSettings, Settings, TargetSettings
 from pipelines.command import open_store
 from pipelines.downloads import Copier
@@ -54,7 +54,10 @@ def measure(folder: Path, most: int) -> list[dict[str, float]]:
             for path in islice(catalog.walk(folder), most):
                 renderer.blender.version  # noqa: B018 - a child that has to start is not this object's cost
                 started, base = cpu(renderer.blender.pid), time.process_time()
-                scanned = catalog.scan_object(folder, path, None)
+                try:
+                    scanned = catalog.scan_object(folder, path, None)
+                except Failure:
+                    continue
                 row = {"key": path, "identifier": path, "file_type": catalog.file_type_of(path), **scanned}
                 fetched = copier.process(row)[0]
                 copied = time.process_time() - base

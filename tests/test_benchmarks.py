@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks._objects import files
+
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
 NUMBER = re.compile(r"(?<![\w.])-?(?:nan|inf|\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])", re.IGNORECASE)
@@ -35,6 +37,16 @@ def test_a_benchmark_that_fails_is_named_at_the_end_and_ends_no_other(tmp_path):
     assert f"{tmp_path} has no 3D file" in done.stderr
     assert "failed: persistence;" in done.stderr
     assert "of product" in done.stdout.partition("== retrieval")[2]
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 50])
+def test_no_object_is_taken_twice_however_many_are_asked_for(tmp_path, count):
+    for number in range(7):
+        (tmp_path / f"{number}.ply").touch()
+    (tmp_path / "captions.csv").touch()
+    taken = files(tmp_path, count)
+    assert len(set(taken)) == len(taken) == min(count, 7)
+    assert {path.suffix for path in taken} == {".ply"}
 
 
 def test_all_benchmarks_are_run_unless_some_are_named():
