@@ -12,7 +12,7 @@ from benchmarks._objects import files
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
-NUMBER = re.compile(r"(?<![\w.])-?(?:nan|inf|\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])", re.IGNORECASE)
+NUMBER = re.compile(r"(?<![\w.])-?(?:(?:nan|inf)\b|\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)", re.IGNORECASE)
 
 
 def run(*arguments):
