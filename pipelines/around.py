@@ -3,7 +3,6 @@
 python -m pipelines.around --collection toys4k
 """
 
-import json
 import logging
 import sys
 from collections.abc import Collection, Sequence
@@ -24,7 +23,6 @@ from pipelines import catalog, downloads, rendering
 from pipelines.command import open_store, resolved, stage_main
 from pipelines.job import require_complete
 from pipelines.plan import BYTES, RESERVE
-from pipelines.prompts import existing
 from pipelines.report import Report, ShardReport, merge
 
 log = logging.getLogger(__name__)
@@ -65,11 +63,11 @@ def true_settings(settings: Settings) -> Settings:
     name = settings.evaluation.true
     if not name:
         return settings_of(settings)
-    head = settings.store / name / "collection.json"
-    if not head.exists():
+    if not Store.exists(settings.store, name):
         raise ValueError(f"evaluation.true = {name}: there is no such collection in {settings.store}")
-    shards = settings.catalog.model_copy(update={"shards": json.loads(head.read_text())["shards"]})
-    return settings.model_copy(update={"collection": name, "catalog": shards})
+    shards = len(Store.open(settings.store, name, settings.blobs).shards)
+    catalog = settings.catalog.model_copy(update={"shards": shards})
+    return settings.model_copy(update={"collection": name, "catalog": catalog})
 
 
 def parent_of(settings: Settings, store: Store) -> Store:
@@ -80,7 +78,7 @@ def parent_of(settings: Settings, store: Store) -> Store:
     """
     rows = (row for shard in store.shards for row in store.manifest("catalog", shard).rows.values())
     name = next((row.inputs[FROM] for row in rows if FROM in row.inputs), "")
-    return existing(settings, name) if name else store
+    return Store.open(settings.store, name, settings.blobs) if name else store
 
 
 def run(settings: Settings, shards: Sequence[str] = (), *, objects: Collection[str] | None = None) -> Report:

@@ -6,18 +6,18 @@ import random
 
 import numpy as np
 import pytest
-from balls import WEIGHTS, balls, commit
+from balls import WEIGHTS, balls, commit, views_of, whole
 from folders import small, write_box, write_objects
 
 from gap3d.evaluation.objects import objects_of
-from gap3d.evaluation.views import AROUND, views_of, whole
+from gap3d.evaluation.views import AROUND
 from gap3d.records import SystemicFault
+from gap3d.store import Store
 from gap3d.takedown import RECORD
 from pipelines import around, catalog
 from pipelines.command import open_store
 from pipelines.evaluation import clouds, pictured
 from pipelines.evaluation.objects import from_all_around
-from pipelines.prompts import existing
 
 FIRST = {**WEIGHTS, "count": 1, "resolution": 32, "samples": 1, "points": 400, "presample": None}
 
@@ -115,7 +115,7 @@ def test_a_named_collection_that_was_derived_and_interrupted_or_has_too_few_obje
     def named(count):
         section = settings.evaluation.model_copy(update={"true": "test-around", "count": count})
         own = settings.model_copy(update={"evaluation": section})
-        return from_all_around(own, existing(own, "test-around"))
+        return from_all_around(own, Store.open(own.store, "test-around", own.blobs))
 
     store = open_store(around.true_settings(settings))
     rows, shard = next((held, each) for each in store.shards if (held := store.manifest("renders", each).rows))

@@ -5,9 +5,9 @@ from balls import balls, commit, settings_of
 from folders import write_box
 
 from gap3d.evaluation.objects import objects_of
+from gap3d.store import Store
 from pipelines.around import parent_of
 from pipelines.generation_metrics import of_objects
-from pipelines.prompts import existing
 
 NAMES = ("a", "b", "c")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,7 +50,7 @@ def test_only_what_stands_for_measured_objects_is_rendered_and_nothing_twice(mes
     name = result.protocol["generated"]["collection"]
     same, nothing, _ = meshes[0](spec=f"collection:{name}")
     assert same.cells == result.cells and computed(nothing) == 0
-    store = existing(settings, f"{name}-around")
+    store = Store.open(settings.store, f"{name}-around", settings.blobs)
     assert parent_of(settings, store).collection == name
     assert sum(len(store.manifest("renders", shard).rows) for shard in store.shards) == 3 * 4
 
@@ -87,7 +87,7 @@ def test_captions_that_changed_are_those_that_pictures_are_scored_against(meshes
 
 def test_meshes_of_objects_that_are_not_measured_are_a_sentence(meshes, grown):
     settings = grown[0][2]
-    (measured,) = objects_of(existing(settings, "balls-around"), 1, 42)
+    (measured,) = objects_of(Store.open(settings.store, "balls-around", settings.blobs), 1, 42)
     other = next(name for name in NAMES if name != measured)
     write_box(meshes[1].parent / "others" / f"{other}.obj")
     with pytest.raises(ValueError, match=r"for none of the 1 that are measured: raise --evaluation\.count"):

@@ -23,7 +23,6 @@ from pipelines.around import parent_of
 from pipelines.command import load_settings, open_store
 from pipelines.evaluation import pictured
 from pipelines.evaluation.references import Picture
-from pipelines.prompts import existing
 from pipelines.report import Report, merge
 
 PER_OBJECT: Mapping[Name, int] = {"pointnet": 1, **dict(VIEWS.items())}  # rows of features
@@ -99,7 +98,7 @@ def true_objects(settings: Settings) -> tuple[TrueObjects, Report]:
     Raises:
         ValueError: no object has a caption.
     """
-    store = existing(settings, settings.evaluation.true or settings.collection)
+    store = Store.open(settings.store, settings.evaluation.true or settings.collection, settings.blobs)
     base = parent_of(settings, store)
     source, report = from_all_around(settings, store)
     rows: dict[str, Mapping[str, Any]] = {}
