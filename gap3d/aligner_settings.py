@@ -1,4 +1,4 @@
-"""Settings of the aligner: the model, its two trainings, sampling (specification 4 to 7)."""
+"""Settings of the aligner: the model, its two trainings, sampling (docs/method.md 4 to 7)."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -60,7 +60,7 @@ class AlignerSettings(Section):
 
 
 class TrainingSettings(Section):
-    """One training (specification 6); the defaults are stage 1's of the paper."""
+    """One training (docs/method.md 6); the defaults are stage 1's of the paper."""
 
     data: Literal["targets", "tars"] = "targets"
     """Kind of training data. targets: token shards of a collection. tars: image-text tars, encoded while training
@@ -149,7 +149,7 @@ class TrainingSettings(Section):
 
 
 class FinetuningSettings(TrainingSettings):
-    """Finetuning (specification 6): a training whose defaults are stage 2's, also where only some are given."""
+    """Finetuning (docs/method.md 6): a training whose defaults are stage 2's, also where only some are given."""
 
     epochs: PositiveFloat = 1000.0
     """Passes over the data, fractions allowed, where steps are not given."""
@@ -160,7 +160,7 @@ class FinetuningSettings(TrainingSettings):
 
 
 class SamplingSettings(Section):
-    """How tokens are generated (specification 7)."""
+    """How tokens are generated (docs/method.md 7)."""
 
     steps: PositiveInt = 50
     """Number of sampler steps for what is made in 3D; alignment and retrieval take evaluation.steps."""

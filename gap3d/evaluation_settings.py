@@ -1,4 +1,4 @@
-"""Settings of the evaluation (specification 8)."""
+"""Settings of the evaluation (docs/method.md 8)."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -32,7 +32,7 @@ class EvaluationSettings(Section):
     --collection."""
     captions: Literal["protocol", "longest", "all"] = "protocol"
     """Captions that are the queries of retrieval. protocol: all of an image, the longest of a rendered object
-    (specification 8.2). longest, all: the same for both."""
+    (docs/method.md 8.2). longest, all: the same for both."""
     true: Annotated[str, AfterValidator(lambda name: name and of_collection(name))] = ""
     """Name of the collection of generation's true objects, rendered from all around; default: one made of
     --collection."""

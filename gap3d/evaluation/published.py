@@ -1,4 +1,4 @@
-"""What the paper published, cell by cell, and when a number of ours may be set against it (specification 8 and 9)."""
+"""What the paper published, cell by cell, and when a number of ours may be set against it (docs/method.md 8 and 9)."""
 
 import math
 import tomllib
