@@ -42,7 +42,7 @@ def of_collection(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} can't name a collection: letters, digits, '.', '_' and '-', the first no sign")
     if name in NOT_COLLECTIONS:
-        raise ValueError(f"{name!r} is a folder of the store itself: choose another name for the collection")
+        raise ValueError(f"{name!r} is a folder and no collection: it is the store's own, choose another name")
     return name
 
 
