@@ -294,7 +294,7 @@ def test_an_interrupt_here_ends_the_job_and_one_there_is_the_exit_code_here(plac
             (there,) = [
                 each for each in tree(head.process.pid) if f"-m pipelines.renders --preset {store}" in named(each)
             ]
-            there.send_signal(signal.SIGINT)
+            there.send_signal(signal.SIGTERM)  # Ray starts jobs deaf to SIGINT
         wait_for(lambda: not alive(found), 20, "its Blenders end")
         assert typed.wait(30) == 130
         said = typed.stderr.read()
