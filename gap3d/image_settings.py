@@ -1,10 +1,13 @@
 """Settings of images that nobody renders: the hub's pairs, MS-COCO, and collections of images."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
 from gap3d.section import Place, Section
+
+CaptionFile = Literal["json", "txt"]
+"""Extensions of files that may hold an image's captions, in the order in which they are looked for."""
 
 
 class ImageTextSettings(Section):
@@ -48,11 +51,12 @@ class ImageSettings(Section):
     path: Place | None = None
     """Folder of the tars or of the images, searched at any depth, or one tar. Default for tars: tars, in the
     collection's folder, where pipelines.image_text and pipelines.coco put them."""
-    captions_from: Annotated[tuple[Literal["json", "txt"], ...], Field(min_length=1)] = ("json", "txt")
+    captions_from: Annotated[tuple[CaptionFile, ...], Field(min_length=1)] = get_args(CaptionFile)
     """File types in which the captions of an image are looked for, beside it and by its name; the first that has any is
     taken."""
     captions: Place | None = None
     """folder: CSV or Parquet file with columns path and captions, in preference to what lies beside the images.
+
     Default: captions.csv in the folder, if there."""
 
     @model_validator(mode="after")

@@ -10,7 +10,8 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
     sys.path.pop(0)
 
 from gap3d.settings import Settings
-from pipelines import alignment_metrics, evaluation_report, generation_metrics, prompts, retrieval_metrics
+from gap3d.store import Store
+from pipelines import alignment_metrics, evaluation_report, generation_metrics, retrieval_metrics
 from pipelines.command import say, stage_main
 from pipelines.evaluation.measured import of_report
 from pipelines.predictions import checkpoint_of
@@ -29,14 +30,14 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     for model in settings.evaluation.models:
         checkpoint_of(settings, model)
     for collection in settings.evaluation.collections:
-        prompts.existing(settings, collection)
+        Store.open(settings.store, collection, settings.blobs)
     report = merge(PROGRAMS[table].run(settings) for table in settings.tables)
     first, *others = evaluation_report.folders_of(settings)
     say(f"wrote {evaluation_report.write(first, others)}")
     return report
 
 
-def told(settings: Settings, _shards: Sequence[str] = ()) -> Report:
+def run_and_print(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     """``run``, and its numbers for a person."""
     report = run(settings)
     for table in settings.tables:
@@ -45,4 +46,4 @@ def told(settings: Settings, _shards: Sequence[str] = ()) -> Report:
 
 
 if __name__ == "__main__":
-    stage_main("evaluate", __doc__ or "", told, sharded=False)
+    stage_main("evaluate", __doc__ or "", run_and_print, sharded=False)

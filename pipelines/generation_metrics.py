@@ -29,13 +29,13 @@ from gap3d.features.encoder import UNTRAINED
 from gap3d.fingerprints import code_version, digest_of
 from gap3d.records import Status
 from gap3d.settings import Settings
+from gap3d.store import Store
 from pipelines.command import as_job, parse, parser, refuse_job, say, sentences, stop
 from pipelines.evaluation import printed, retrieved
 from pipelines.evaluation.objects import Subject, TrueObjects, true_objects
 from pipelines.evaluation.references import references
 from pipelines.evaluation.sources import require, subject_of
 from pipelines.predictions import checkpoint_of
-from pipelines.prompts import existing
 from pipelines.report import Report, ShardReport, merge
 from pipelines.trellis import METHODS, stage_of
 
@@ -87,8 +87,8 @@ def of_objects(settings: Settings, spec: str, model: str) -> tuple[list[Result],
 def shaped(settings: Settings, true: TrueObjects) -> Iterator[str]:
     """What TRELLIS made of these very prompts, in any collection of the store."""
     wanted = {key: (asked.index, asked.caption_index) for key, asked in true.asked.items()}
-    for folder in sorted({path.parent for path in settings.store.glob("*/shapes-*") if path.is_dir()}):
-        store = existing(settings, folder.name)
+    for folder in sorted({path.parent for path in settings.store.glob(f"*/{stage_of('*')}") if path.is_dir()}):
+        store = Store.open(settings.store, folder.name, settings.blobs)
         found: dict[str, tuple[int, int]] = {}
         for shard in store.shards:
             rows = store.read(store.manifest("prompts", shard), ["index", "caption_index"])
@@ -241,7 +241,7 @@ def lines_of(result: Result) -> list[str]:
     """A result for a person."""
     made = printed.heading(result, "objects")
     made += printed.found(result.protocol.get("generated", {}), sum(result.counts.values()))
-    made += [f"  {name:<16} {printed.told(cell, 3)}" for name, cell in result.cells.items()]
+    made += [f"  {name:<16} {printed.format_cell(cell, 3)}" for name, cell in result.cells.items()]
     return [*made, f"  {result.folder}"]
 
 

@@ -12,7 +12,8 @@ from gap3d.manifest import Manifest
 from gap3d.records import Outcome, Status
 from gap3d.schemas import StageSchema
 from gap3d.settings import Settings
-from gap3d.store import ShardWriter, Store
+from gap3d.shard_writer import ShardWriter
+from gap3d.store import Store
 from pipelines.cluster import open_pool
 from pipelines.progress import progress, show_bytes
 from pipelines.report import Report, ShardReport
@@ -92,6 +93,11 @@ class Job:
     units: int = 1
     says: Callable[[Sequence[Outcome]], str] | None = None
     deadline_s: float | None = None
+
+
+def parted(item: Item) -> list[Item]:
+    """An item of several rows, whose payload is a list of theirs, as one of each (``Job.singly``)."""
+    return [replace(item, rows=(row,), payload=[row.payload]) for row in item.rows]
 
 
 def require_complete(store: Store, stage: str, shard: str, program: str) -> Manifest:
@@ -265,11 +271,11 @@ def outcomes(
     while todo:
         again: list[Item] = []
         for item, answer in pool.run(todo, lambda item: item.payload, alone=todo[0].attempts >= limit):
-            parted = singly(item) if singly and len(item.rows) > 1 else [item]
+            alone = singly(item) if singly and len(item.rows) > 1 else [item]
             if not isinstance(answer, Broken):
                 yield item, [replace(outcome, attempts=outcome.attempts + item.attempts - 1) for outcome in answer]
-            elif answer.died and (item.attempts < limit or len(parted) > 1):
-                again += [replace(each, attempts=min(item.attempts + 1, limit)) for each in parted]
+            elif answer.died and (item.attempts < limit or len(alone) > 1):
+                again += [replace(each, attempts=min(item.attempts + 1, limit)) for each in alone]
             else:
                 yield item, [broken(row, item, answer) for row in item.rows]
         todo = again

@@ -71,7 +71,7 @@ def predictions(
         SystemicFault: the disk can't take the token sets.
     """
     checkpoint = checkpoint_of(settings, model, vlm)
-    measured = prompts.existing(settings, collection)
+    measured = Store.open(settings.store, collection, settings.blobs)
     queries = queries_of(measured, which)
     fitting(checkpoint.layout, measured)
     own = settings.model_copy(
@@ -201,7 +201,7 @@ def main() -> None:
     with sentences(made):
         refuse_job(settings)
         collection = known.measured or settings.collection
-        measured = prompts.existing(settings, collection)
+        measured = Store.open(settings.store, collection, settings.blobs)
         which = known.which or usual(measured, "alignment")
         if known.write:
             queries = queries_of(measured, which)

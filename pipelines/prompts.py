@@ -5,7 +5,6 @@ python -m pipelines.prompts --prompts FILE --into NAME
 
 import argparse
 import hashlib
-import json
 import re
 import signal
 import sys
@@ -149,8 +148,8 @@ def collection_of(settings: Settings, name: str, prompts: int | None = None) -> 
         ValueError: the name can't be one, there is no such collection, or it is one of another kind.
     """
     of_collection(name)
-    if (settings.store / name / "collection.json").exists():
-        store = existing(settings, name)
+    if Store.exists(settings.store, name):
+        store = Store.open(settings.store, name, settings.blobs)
         if any((store.folder / stage).is_dir() for stage in ("catalog", "images")):
             raise ValueError(
                 f"collection {name} has a catalog: choose another name for what is generated (--into NAME)"
@@ -164,18 +163,6 @@ def collection_of(settings: Settings, name: str, prompts: int | None = None) -> 
         store = Store(settings.store, name, shards, settings.blobs)
     catalog = settings.catalog.model_copy(update={"shards": len(store.shards)})
     return store, settings.model_copy(update={"collection": name, "catalog": catalog})
-
-
-def existing(settings: Settings, name: str) -> Store:
-    """A collection of the settings' store that is there, whatever its number of shards.
-
-    Raises:
-        ValueError: there is none of this name.
-    """
-    head = settings.store / name / "collection.json"
-    if not head.exists():
-        raise ValueError(f"there is no collection {name} in {settings.store}")
-    return Store(settings.store, name, json.loads(head.read_text())["shards"], settings.blobs)
 
 
 def add_flags(made: argparse.ArgumentParser) -> None:
@@ -210,7 +197,7 @@ def wanted(known: argparse.Namespace, settings: Settings) -> tuple[list[Prompt],
     return found, known.into or f"{settings.collection}-{stem}"
 
 
-def opened(known: argparse.Namespace, settings: Settings) -> tuple[Store, Settings, Report]:
+def bring_up_to_date(known: argparse.Namespace, settings: Settings) -> tuple[Store, Settings, Report]:
     """The collection that flags name, with its prompts up to date."""
     prompts, name = wanted(known, settings)
     store, own = collection_of(settings, name, len(prompts))
@@ -228,7 +215,7 @@ def main() -> None:
     signal.signal(signal.SIGHUP, stop)
     with sentences(made):
         refuse_job(settings)
-        store, _, report = opened(known, settings)
+        store, _, report = bring_up_to_date(known, settings)
         say(*report.lines(), f"collection: {store.folder}")
 
 

@@ -7,7 +7,6 @@ import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from gap3d import fingerprints
@@ -22,13 +21,11 @@ from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines import around
 from pipelines.command import open_store, refuse_job, say, sentences, stop
-from pipelines.job import Item, Row, follower, require_complete
-from pipelines.prompts import existing
+from pipelines.job import Row, follower, require_complete
 from pipelines.report import Report
-from pipelines.worker import Resources
+from pipelines.trellis import stage_of
 
 SHARD_OBJECTS = 1024
-SHAPES = "shapes-"  # how the stages of pipelines.trellis begin
 NOTE = "pictures.json"  # in a collection of features alone: whose they are
 
 
@@ -65,11 +62,11 @@ def source_of(settings: Settings, place: str, into: str = "") -> Pictured:
         ValueError: it is none of them, or the collection is one of something else.
         NotReady: a stage has to run first.
     """
-    if NAME.fullmatch(place) and (settings.store / place / "collection.json").exists():
-        return rendered(existing(settings, place))
+    if NAME.fullmatch(place) and Store.exists(settings.store, place):
+        return rendered(Store.open(settings.store, place, settings.blobs))
     name, _, method = place.rpartition(":")
-    if NAME.fullmatch(name) and (settings.store / name / "collection.json").exists():
-        made, stage = existing(settings, name), f"{SHAPES}{method}"
+    if NAME.fullmatch(name) and Store.exists(settings.store, name):
+        made, stage = Store.open(settings.store, name, settings.blobs), stage_of(method)
         for shard in made.shards:
             require_complete(made, stage, shard, "trellis")
         count = sum(len(made.manifest(stage, shard).rows) for shard in made.shards)
@@ -77,7 +74,7 @@ def source_of(settings: Settings, place: str, into: str = "") -> Pictured:
         return Shaped(made, stage, taking(settings, into or f"{name}-{method}", count, note))
     root = Path(place).expanduser().absolute()
     if not root.is_dir():
-        others = ", ".join(sorted(head.parent.name for head in settings.store.glob("*/collection.json")))
+        others = ", ".join(Store.collections(settings.store))
         raise ValueError(
             f"{place} is no collection of {settings.store} (there are: {others or 'none'}), no COLLECTION:METHOD "
             "with objects of TRELLIS, and no folder of pictures"
@@ -99,7 +96,7 @@ def taking(settings: Settings, name: str, objects: int, note: Mapping[str, str])
             raise ValueError(
                 f"collection {name} holds features of {said['kind']} {said['name']}: choose another name (--into NAME)"
             )
-        return existing(settings, name)
+        return Store.open(settings.store, name, settings.blobs)
     if (settings.store / name).exists() and any(each.is_dir() for each in (settings.store / name).iterdir()):
         raise ValueError(f"collection {name} is one of something else: choose another name (--into NAME)")
     store = Store(settings.store, name, 1 << max(0, -(-objects // SHARD_OBJECTS) - 1).bit_length(), settings.blobs)
@@ -117,24 +114,6 @@ def failed(stage: str, key: str, views: Sequence[View]) -> Row:
         inputs = {"status": first.status.value, "reason": reason}
         outcome = Outcome(stage=stage, key=key, status=first.status, reason=reason, inputs=inputs)
     return Row(stage=stage, key=key, inputs=outcome.inputs, decided=outcome)
-
-
-def singly(item: Item) -> list[Item]:
-    """An item of several rows, whose payload is a list of theirs, as one of each (``Job.singly``)."""
-    return [replace(item, rows=(row,), payload=[row.payload]) for row in item.rows]
-
-
-def resources(settings: Settings, ahead: int = 1) -> Resources:
-    """What the workers of an extractor take: cores and GPUs of an encoder's."""
-    compute = settings.compute
-    threads = compute.encoder_threads
-    return Resources(
-        max(1, compute.workers // threads),
-        cpus=float(threads),
-        gpus=compute.encoder_gpus,
-        custom=compute.encoder_resources,
-        ahead=ahead,
-    )
 
 
 def without_ray(settings: Settings, source: Pictured, shards: Sequence[str], views: int, few: int) -> Settings:
