@@ -56,7 +56,6 @@ class Compute(dg.ConfigurableResource):
                 )
             program = stages[0] if len(stages) == 1 else module
             name = f"gap3d-{context.run_id[:8]}-{program}-{'-'.join(shards) or 'all'}-{context.retry_number}"
-            context.log.info(f"Ray job {name} on {self.address}")
             return submit(program, settings, shards, name, context.log.info)
         except FOR_A_PERSON as error:
             raise dg.Failure(str(error)) from error

@@ -1,14 +1,13 @@
 """Settings of the aligner: the model, its two trainings, sampling (docs/method.md 4 to 7)."""
 
 import math
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from gap3d.section import Section
+from gap3d.section import Place, Section, Weights, of_collection
 
+OwnOrOther = Annotated[str | None, AfterValidator(lambda name: of_collection(name) if name else None)]
 RANDOM_VLM = "random-small"
 PLACES = {"collection", "tars", "mix_collection", "start"}  # of a training's data: their contents shape it
 NO_RESULT = {
@@ -31,31 +30,26 @@ class AlignerSettings(Section):
     Grid, channels and registers of the tokens that it makes are those of the dataset.
     """
 
-    vlm: str = "Qwen/Qwen2.5-VL-3B-Instruct"
-    """A hub id or a local folder of a Qwen2.5-VL. random-small: a small one with UNTRAINED random weights."""
+    vlm: Weights = "Qwen/Qwen2.5-VL-3B-Instruct"
+    """Vision-language model: a hub id or a local folder of a Qwen2.5-VL. random-small: a small one with UNTRAINED
+    random weights."""
     vlm_revision: str | None = None
-    """Hub revision (commit) of the vision-language model."""
+    """Hub revision (commit, branch or tag) of the vision-language model."""
     soft_tokens: PositiveInt = 64
-    """Trainable tokens whose last hidden states are the condition."""
+    """Number of trainable soft tokens; their last hidden states are the condition."""
     soft_tokens_std: PositiveFloat = 1.0
-    """Of their normal start."""
+    """Standard deviation of the soft tokens' initial values, drawn from a normal distribution."""
     width: PositiveInt = 1792
-    """Channels of the diffusion transformer."""
+    """Channels of the diffusion transformer; a multiple of 4 x heads."""
     blocks: PositiveInt = 24
-    """Its depth. The paper's text says 36; its parameter count, and the released configuration, say 24."""
+    """Depth of the diffusion transformer, in blocks. The paper's text says 36; its parameter count, and the released
+    configuration, say 24."""
     heads: PositiveInt = 28
-    """Attention heads; width / heads has to be a multiple of 4."""
+    """Attention heads of the diffusion transformer; width / heads has to be a multiple of 4."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Precision of the products; path, loss, norms of the optimiser and the sampler's state are float32."""
+    """Precision of matrix products; path, loss, norms of the optimiser and the sampler's state are float32."""
     seed: int = 42
-    """Of the start of soft tokens and diffusion transformer."""
-
-    @field_validator("vlm")
-    @classmethod
-    def vlm_holds_anywhere(cls, vlm: str) -> str:
-        """A job runs in no folder of the caller's."""
-        path = Path(vlm).expanduser()
-        return str(path.absolute()) if path.exists() else vlm
+    """Seed of the initial weights of soft tokens and diffusion transformer."""
 
     @model_validator(mode="after")
     def heads_divide_width(self) -> "AlignerSettings":
@@ -69,65 +63,68 @@ class TrainingSettings(Section):
     """One training (docs/method.md 6); the defaults are stage 1's of the paper."""
 
     data: Literal["targets", "tars"] = "targets"
-    """targets: token shards of a collection. tars: image-text tars, encoded while training (section targets)."""
-    collection: str | None = None
-    """targets: the collection in this store; none takes the one that the settings name."""
-    tars: Path | None = None
-    """tars: their folder, searched at any depth."""
-    start: Path | None = None
-    """A checkpoint to begin with, ours or a released one. None: weights drawn from aligner.seed for pretraining, the
+    """Kind of training data. targets: token shards of a collection. tars: image-text tars, encoded while training
+    (section targets)."""
+    collection: OwnOrOther = None
+    """targets: name of the collection in this store that is trained on; default: --collection."""
+    tars: Place | None = None
+    """tars: folder of the image-text tars, searched at any depth."""
+    start: Place | None = None
+    """Checkpoint to begin with, ours or a released one. Default: weights drawn from aligner.seed for pretraining, the
     pretrained run of the same settings for finetuning."""
     mix_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of each batch's samples that are drawn from mix_collection: general data against forgetting."""
-    mix_collection: str | None = None
-    """A collection in this store whose token shards are mixed in."""
+    """Share of each batch's samples that are drawn from mix_collection, 0 to below 1: general data against
+    forgetting."""
+    mix_collection: OwnOrOther = None
+    """Name of a collection in this store whose token shards are mixed in."""
     steps: PositiveInt | None = None
-    """Optimiser steps; none takes them from epochs."""
+    """Number of optimiser steps; default: as many as the epochs take."""
     epochs: PositiveFloat = 3.0
-    """Passes over the data, where steps are not given."""
+    """Passes over the data, fractions allowed, where steps are not given."""
     batch_size: PositiveInt = 16
-    """Samples a worker takes at once."""
+    """Samples that a worker takes at once."""
     accumulate: PositiveInt = 1
-    """Batches of one optimiser step; the step sees batch_size x accumulate x workers samples."""
+    """Batches accumulated for one optimiser step; the step sees batch_size x accumulate x workers samples."""
     learning_rate: PositiveFloat = 2.8e-4
-    """At the end of the warm-up; the paper's belongs to 2048 samples a step."""
+    """Highest learning rate, at the end of the warm-up; the paper's belongs to 2048 samples a step."""
     floor: Annotated[float, Field(ge=0)] = 1e-5
-    """Learning rate at the end of the cosine."""
+    """Lowest learning rate, at the end of the cosine."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.003
-    """Share of the steps in which the rate rises in a line."""
+    """Share of the steps in which the learning rate rises linearly, 0 to below 1."""
     warmup_steps: NonNegativeInt = 0
-    """So many steps at least, whatever the share: with fewer samples a step than the paper's, 100 are advised."""
+    """Least number of steps of the warm-up, whatever its share: with fewer samples a step than the paper's, 100 are
+    advised."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Of AdamW."""
+    """Weight decay of the AdamW optimiser."""
     clip: PositiveFloat = 1.0
-    """Greatest norm of the gradient."""
+    """Greatest norm of the gradient; a larger one is scaled down to it."""
     condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the samples whose condition is zeros, for guidance."""
+    """Share of the samples whose condition is set to zeros, for guidance, 0 to below 1."""
     loss_weights: tuple[float, float, float] = (0.4, 0.3, 0.3)
-    """Of patches, CLS and registers (paper, equation 5)."""
+    """Weights of the losses of patches, CLS and registers, in this order (paper, equation 5)."""
     checkpointing: bool = True
-    """Compute activations anew in the backward pass instead of keeping them."""
+    """Compute activations anew in the backward pass instead of keeping them: less memory, more time."""
     compile: bool = False
-    """torch.compile of the diffusion transformer."""
+    """Compile the diffusion transformer with torch.compile."""
     seed: int = 42
-    """Of order, captions, times, noises and dropout."""
+    """Seed of sample order, choice of captions, times, noises and condition dropout."""
     workers: PositiveInt = 1
-    """Processes of Ray Train, one a GPU where there are GPUs. A result setting: a step sees that many batches."""
+    """Number of Ray Train processes, one a GPU where there are GPUs. A result setting: a step sees that many
+    batches."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """How several workers share the model."""
+    """Way in which several workers share the model. ddp: each holds all of it. fsdp: each holds a part."""
     save_every: PositiveInt = 500
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
     keep: PositiveInt = 2
-    """Newest checkpoints that are kept, beside the best."""
+    """Number of newest checkpoints that are kept, beside the best."""
     validate_every: PositiveInt = 5000
-    """Steps between validations; one comes at the end in any case."""
-    validation_collection: str | None = None
-    """The collection whose validation split is held out. None: the data's own; for tars, the one that the settings
-    name."""
+    """Number of steps between validations; one comes at the end in any case."""
+    validation_collection: OwnOrOther = None
+    """Name of the collection whose validation split is held out. Default: the data's own; for tars, --collection."""
     validation_count: PositiveInt = 4096
-    """Held-out pairs of a validation, at most."""
+    """Number of held-out pairs in a validation, at most."""
     validation_steps: PositiveInt = 30
-    """Steps of the sampler in a validation."""
+    """Number of sampler steps in a validation."""
     automatic: bool = False
     """In Dagster: train anew when the dataset's content changes (sensor on_change). If not, a person starts it."""
 
@@ -141,20 +138,6 @@ class TrainingSettings(Section):
             del made["warmup_steps"]
         return made
 
-    @field_validator("collection", "mix_collection", "validation_collection")
-    @classmethod
-    def collections_are_names(cls, name: str | None) -> str | None:
-        """Collections of this store, not folders anywhere."""
-        if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            raise ValueError(f"{name!r} is no collection: name one of this store, as --collection would")
-        return name or None
-
-    @field_validator("tars", "start")
-    @classmethod
-    def paths_hold_anywhere(cls, path: Path | None) -> Path | None:
-        """A job runs in no folder of the caller's."""
-        return path.expanduser().absolute() if path else None
-
     @model_validator(mode="after")
     def data_are_named(self) -> "TrainingSettings":
         """Tars and mixtures have no default."""
@@ -166,29 +149,29 @@ class TrainingSettings(Section):
 
 
 class FinetuningSettings(TrainingSettings):
-    """Stage 2's, whose defaults are its own also where only some are given."""
+    """Finetuning (docs/method.md 6): a training whose defaults are stage 2's, also where only some are given."""
 
     epochs: PositiveFloat = 1000.0
-    """Passes over the data, where steps are not given."""
+    """Passes over the data, fractions allowed, where steps are not given."""
     learning_rate: PositiveFloat = 5.6e-4
-    """At the end of the warm-up; the paper's belongs to 2048 samples a step."""
+    """Highest learning rate, at the end of the warm-up; the paper's belongs to 2048 samples a step."""
     floor: Annotated[float, Field(ge=0)] = 0.0
-    """Learning rate at the end of the cosine."""
+    """Lowest learning rate, at the end of the cosine."""
 
 
 class SamplingSettings(Section):
     """How tokens are generated (docs/method.md 7)."""
 
     steps: PositiveInt = 50
-    """Of the sampler: 30 for alignment and retrieval, 50 for 3D."""
+    """Number of sampler steps for what is made in 3D; alignment and retrieval take evaluation.steps."""
     guidance: Annotated[float, Field(ge=0)] = 3.0
-    """v = v_null + guidance x (v_condition - v_null); 1 is no guidance."""
+    """Strength of classifier-free guidance: v = v_null + guidance x (v_condition - v_null); 1 is no guidance."""
     interval: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.0, 1.0)
-    """Least and greatest sigma at which guidance holds; elsewhere the condition alone."""
+    """Least and greatest sigma at which guidance holds, 0 to 1; elsewhere the condition alone."""
     method: Literal["euler", "heun"] = "euler"
-    """euler: the paper's. heun: second order, two evaluations a step."""
+    """Solver of the sampler. euler: the paper's. heun: second order, two evaluations a step."""
     seed: int = 0
-    """With the object's key, the seed of its noise."""
+    """Seed, together with the object's key, of the noise that its tokens are made from."""
     batch_size: PositiveInt = 8
     """Samples that are generated at once; changes no sample's noise."""
     pooled: bool = False

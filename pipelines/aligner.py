@@ -13,7 +13,7 @@ from gap3d.training.plan import Plan, plan_of
 from gap3d.training.run import Stage
 from gap3d.training.train import device_here, train
 from gap3d.training.trainer import Values
-from pipelines.command import open_store, resolved, say, stage_main
+from pipelines.command import open_store, say, stage_main
 from pipelines.job import NotReady
 from pipelines.progress import progress, say_beside
 from pipelines.report import Report, ShardReport
@@ -29,7 +29,6 @@ def run(settings: Settings, stage: Stage) -> Report:
         SystemicFault: see ``gap3d.training.train``.
     """
     started = time.monotonic()
-    settings = resolved(settings)
     open_store(settings)
     plan = ready(settings, stage)
     result = plan.run.result()

@@ -27,7 +27,7 @@ from gap3d.evaluation.tokens import TokenSets, collection_at, of_dataset, open_t
 from gap3d.metrics.alignment import MEASURES, TABLE_KINDS
 from gap3d.settings import Settings
 from gap3d.store import Store
-from pipelines.command import parse, parser, resolved, say, sentences, stop
+from pipelines.command import as_job, parse, parser, refuse_job, say, sentences, stop
 from pipelines.evaluation import printed
 from pipelines.evaluation.subjects import place_of
 from pipelines.predictions import Predictions, checkpoint_of, predictions
@@ -203,7 +203,7 @@ def measured(row: Wanted, settings: Settings) -> tuple[Result, ShardReport]:
                 "quirks": {name: QUIRKS[name].sentence for name in quirks},
             },
             checks=checks_of(samples, kinds, row.predicted, row.true),
-            settings=resolved(settings).model_dump(mode="json"),
+            settings=settings.model_dump(mode="json"),
             seconds=time.monotonic() - started,
         )
         result = save(row.folder, made, samples)
@@ -241,9 +241,11 @@ def add_flags(made: argparse.ArgumentParser) -> None:
     """Flags that are not settings."""
     made.add_argument("--predicted", type=Path, metavar="PLACE", help="anybody's token sets: a collection or a folder")
     made.add_argument("--true", metavar="PLACE", help="true ones: a collection, or a folder (default: --collection)")
-    made.add_argument("--captions", choices=get_args(Which), help="which of the collection's they are predicted of")
+    made.add_argument(
+        "--captions", choices=get_args(Which), help="captions of the collection that the sets are predicted of"
+    )
     made.add_argument("--checkpoint", type=Path, metavar="DIR", help="an aligner, in the place of evaluation.models")
-    made.add_argument("--vlm", help="its vision-language model (default: where training found it)")
+    made.add_argument("--vlm", help="the aligner's vision-language model (default: where training found it)")
     made.add_argument("--model", metavar="NAME", help="what the row is called")
     made.add_argument("--report", type=Path, help="write the run's report (JSON) here")
 
@@ -256,7 +258,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     with sentences(made):
-        settings = resolved(settings)
+        if known.predicted or known.checkpoint or known.vlm or known.captions:
+            refuse_job(settings)
         if known.predicted and known.checkpoint:
             raise ValueError("--predicted and --checkpoint are two models: name one of them")
         if known.true and not known.predicted:
@@ -268,6 +271,9 @@ def main() -> None:
         else:
             if known.model and not known.checkpoint:
                 raise ValueError("--model names the row of --predicted or --checkpoint: name one of them too")
+            if settings.compute.mode == "job":
+                as_job(made, STAGE, settings, report=known.report)
+                return
             rows = of_aligners(settings, known.checkpoint, known.model or "", known.vlm)
         report = Report(shards=tuple(row for _, row in rows))
         if known.report:

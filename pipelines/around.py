@@ -20,7 +20,7 @@ from gap3d.settings import Settings, ViewSettings
 from gap3d.store import Store, free_bytes
 from gap3d.takedown import RECORD
 from pipelines import catalog, downloads, rendering
-from pipelines.command import open_store, resolved, stage_main
+from pipelines.command import open_store, stage_main
 from pipelines.job import require_complete
 from pipelines.plan import BYTES, RESERVE
 from pipelines.report import Report, ShardReport, merge
@@ -125,7 +125,7 @@ def run(settings: Settings, shards: Sequence[str] = (), *, objects: Collection[s
         write_atomically(store.folder / RECORD, denied.read_bytes())
     require_room(store, own)
     report = merge([Report(shards=tuple(copied)), rendering.run(own, wanted)])
-    write_atomically(store.folder / "settings.json", resolved(own).model_dump_json(indent=1).encode())
+    write_atomically(store.folder / "settings.json", own.model_dump_json(indent=1).encode())
     return report
 
 

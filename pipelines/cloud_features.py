@@ -200,9 +200,9 @@ def main() -> None:
     pictured.add_flags(made)
     made.add_argument("--true", action="store_true", help="the objects that --of names are the true ones (ray_depth)")
     known, settings = parse(made)
-    with pictured.program(made, known, settings) as (own, source, shards):
-        report = run(own, shards, source=source, true=known.true or not known.of)
-        pictured.finish(known, own, source, report, ["pointnet"])
+    with pictured.program(made, known, settings) as (source, shards):
+        report = run(settings, shards, source=source, true=known.true or not known.of)
+        pictured.finish(known, settings, source, report, ["pointnet"])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tomllib
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -123,25 +124,6 @@ def refuse_unknown_environment() -> None:
             raise SettingsError(f"{name} names no setting: write GAP3D_<SECTION>__<NAME>, e.g. GAP3D_RENDERS__SAMPLES")
 
 
-def resolved(settings: Settings) -> Settings:
-    """Settings whose paths hold anywhere: neither a job nor a worker on another node runs in the caller's folder."""
-    sections = {name: anywhere(getattr(settings, name)) for name in Settings.model_fields}
-    if settings.blobs and "://" not in settings.blobs:
-        sections["blobs"] = str(Path(settings.blobs).expanduser().absolute())
-    return settings.model_copy(update=sections)
-
-
-def anywhere(value: Any) -> Any:
-    """The same with every path absolute, however deep it lies."""
-    if isinstance(value, Path):
-        return value.expanduser().absolute()
-    if isinstance(value, tuple):
-        return tuple(anywhere(each) for each in value)
-    if isinstance(value, BaseModel):
-        return value.model_copy(update={name: anywhere(getattr(value, name)) for name in type(value).model_fields})
-    return value
-
-
 def open_store(settings: Settings) -> Store:
     """The store that the settings name."""
     return Store(settings.store, settings.collection, settings.catalog.shards, settings.blobs)
@@ -167,6 +149,7 @@ def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
         cli_avoid_json=True,
         cli_hide_none_type=True,
         cli_implicit_flags=True,
+        cli_use_class_docs_for_groups=True,
     )
     known = made.parse_args(arguments)
     logging.basicConfig(
@@ -240,8 +223,46 @@ def require_catalog(store: Store, *, or_without: bool = False) -> None:
         )
 
 
-def stage_main(stage: str, doc: str, run: Callable[[Settings, Sequence[str]], Report], *, sharded: bool = True) -> None:
-    """The program of a stage: ``python -m pipelines.<stage>``."""
+def as_job(
+    made: argparse.ArgumentParser,
+    module: str,
+    settings: Settings,
+    shards: Sequence[str] = (),
+    report: Path | None = None,
+) -> None:
+    """Run a program on the cluster at ``compute.address``, as a click in the UI does: show its output, end as it ends.
+
+    Args:
+        made: the program's parser, which ends it with the job's exit code.
+        module: the program's, in ``pipelines``; it knows ``--preset`` and ``--report``, and ``--shards`` if given any.
+        settings: everything.
+        shards: shard keys; none for a program without shards.
+        report: where the report is written too.
+    """
+    from pipelines.ray_job import JobFailed, submit  # it sets Ray's environment: for those alone that submit
+
+    try:
+        proof = submit(module, settings, shards, f"gap3d-{uuid.uuid4().hex[:8]}-{module}", say)
+    except JobFailed as failed:
+        made.exit(failed.code, f"{made.prog}: {failed.reason}\n")
+    if report:
+        proof.save(report)
+
+
+def refuse_job(settings: Settings) -> None:
+    """Raises ValueError where a job is wanted of a program, or of flags, that none is made of."""
+    if settings.compute.mode == "job":
+        raise ValueError(
+            "compute.mode = job, and with these flags this program can't submit itself: start it on the cluster "
+            f"(ray job submit --address {settings.compute.address or 'ADDRESS'} -- python -m pipelines... "
+            "--compute.mode inline, paths absolute), or run it here with --compute.mode inline"
+        )
+
+
+def stage_main(
+    module: str, doc: str, run: Callable[[Settings, Sequence[str]], Report], *, sharded: bool = True
+) -> None:
+    """The program of a stage: ``python -m pipelines.<module>``, here or, if the settings say so, as a Ray job."""
     made = parser(doc)
     if sharded:
         made.add_argument("--shards", help="comma-separated shard keys (default: all)")
@@ -255,7 +276,10 @@ def stage_main(stage: str, doc: str, run: Callable[[Settings, Sequence[str]], Re
         unknown = sorted(set(wanted) - set(keys))
         if unknown:
             made.exit(2, f"{made.prog}: no shard {', '.join(unknown)}: the collection has {keys[0]} to {keys[-1]}\n")
-        report = run(resolved(settings), wanted)
+        if settings.compute.mode == "job":
+            as_job(made, module, settings, wanted if sharded else (), known.report)
+            return
+        report = run(settings, wanted)
         if known.report:
             report.save(known.report)
         say(*report.lines())

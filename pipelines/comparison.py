@@ -28,7 +28,7 @@ from gap3d.settings import Settings
 from gap3d.store import Store, free_bytes
 from gap3d.trellis.process import Installation
 from pipelines import around, generate, generation_metrics, prompts, trellis
-from pipelines.command import RESOLVED, parse, parser, resolved, say, sentences, stop
+from pipelines.command import RESOLVED, parse, parser, refuse_job, say, sentences, stop
 from pipelines.evaluation.comparison_pictures import Column, Pictures
 from pipelines.evaluation_prompts import evaluation_prompts
 from pipelines.generate import Checkpoint, trained_in
@@ -178,10 +178,18 @@ def add_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--prompts", type=Path, help="a file of prompts (default: the evaluation's, of the collection)")
     made.add_argument("--into", help="begins the names of the runs' collections (default: made of the names)")
     made.add_argument("--vlm", help="the aligners' vision-language model, a hub id or folder (default: as in training)")
-    made.add_argument("--pictures-of", metavar="COLLECTION", help="of true objects (default: the evaluation's)")
+    made.add_argument(
+        "--pictures-of",
+        metavar="COLLECTION",
+        help="collection of the true objects' renders (default: the evaluation's)",
+    )
     made.add_argument("--trellis", type=Path, help="the clone of TRELLIS's repository (default: python finds it)")
     made.add_argument("--python", help="the interpreter of TRELLIS's environment; without both, no objects are made")
-    made.add_argument("--turntables", default="4,8,20", help="frames of objects: of 4, 8 and 20 (default: all three)")
+    made.add_argument(
+        "--turntables",
+        default="4,8,20",
+        help="turntables of objects, by their frames: of 4, 8 and 20 (default: all three)",
+    )
     made.add_argument("--frame-size", type=int, default=512, help="pixels of a frame's side (default: 512)")
     made.add_argument("--glb", action=argparse.BooleanOptionalAction, default=True, help="bake textured meshes")
     made.add_argument("--measure", action="store_true", help="measure the objects: rows of generation_metrics")
@@ -211,11 +219,12 @@ def main() -> None:
     """The program."""
     made = parser(__doc__ or "")
     add_flags(made)
-    known, given = parse(made)
+    known, settings = parse(made)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     with sentences(made):
-        settings, sheet, shaping = resolved(given), read_sheet(known.runs), shaping_of(known)
+        refuse_job(settings)
+        sheet, shaping = read_sheet(known.runs), shaping_of(known)
         file = known.prompts or evaluation_prompts(settings)
         prefix = known.into or named(
             settings.collection, *([file.stem] if known.prompts else []), Path(known.runs).stem

@@ -12,7 +12,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines import alignment_metrics, evaluation_report, generation_metrics, retrieval_metrics
-from pipelines.command import resolved, say, stage_main
+from pipelines.command import say, stage_main
 from pipelines.evaluation.measured import of_report
 from pipelines.predictions import checkpoint_of
 from pipelines.report import Report, merge
@@ -27,7 +27,6 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
         NotReady: a training is missing, before anything is measured.
         SystemicFault, ValueError: see the tables' programs.
     """
-    settings = resolved(settings)
     for model in settings.evaluation.models:
         checkpoint_of(settings, model)
     for collection in settings.evaluation.collections:
@@ -40,7 +39,6 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
 
 def run_and_print(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     """``run``, and its numbers for a person."""
-    settings = resolved(settings)
     report = run(settings)
     for table in settings.tables:
         say(*(line for result in of_report(settings, table, report) for line in PROGRAMS[table].lines_of(result)))

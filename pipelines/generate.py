@@ -31,7 +31,7 @@ from gap3d.settings import Settings
 from gap3d.store import Store
 from gap3d.training.run import FOLDER, RESULT, Stage, read_result
 from pipelines import prompts
-from pipelines.command import parse, parser, say, sentences, stop
+from pipelines.command import parse, parser, refuse_job, say, sentences, stop
 from pipelines.generator import STAGE, Generator, Wish, digest_of, pooled_layout
 from pipelines.job import Item, Job, NotReady, Row, parted, passed_on, require_complete
 from pipelines.job import run as run_job
@@ -214,12 +214,15 @@ def main() -> None:
     made.add_argument(
         "--checkpoint", type=Path, help="folder of an aligner (default: the one that --collection trained)"
     )
-    made.add_argument("--vlm", help="its vision-language model, a hub id or folder (default: where training found it)")
+    made.add_argument(
+        "--vlm", help="the aligner's vision-language model, a hub id or folder (default: where training found it)"
+    )
     made.add_argument("--report", type=Path, help="write the run's report (JSON) here")
     known, settings = parse(made)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     with sentences(made):
+        refuse_job(settings)
         folder = known.checkpoint or trained_in(settings.store, settings.collection)
         vlm = str(Path(known.vlm).absolute()) if known.vlm and Path(known.vlm).exists() else known.vlm
         checkpoint = Checkpoint(folder.expanduser().absolute(), vlm)

@@ -31,7 +31,7 @@ from gap3d.fingerprints import code_version, digest_of
 from gap3d.records import Status
 from gap3d.settings import Settings
 from gap3d.store import Store
-from pipelines.command import parse, parser, resolved, say, sentences, stop
+from pipelines.command import as_job, parse, parser, refuse_job, say, sentences, stop
 from pipelines.evaluation import printed, retrieved
 from pipelines.evaluation.objects import Subject, TrueObjects, true_objects
 from pipelines.evaluation.references import references
@@ -54,7 +54,7 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
         NotReady: one of the models is not trained yet.
         SystemicFault: the weights of an extractor can't be had.
     """
-    return of_settings(resolved(settings))[1]
+    return of_settings(settings)[1]
 
 
 def of_settings(settings: Settings) -> tuple[list[Result], Report]:
@@ -278,13 +278,17 @@ def main() -> None:
     """The program."""
     made = parser(__doc__ or "")
     add_flags(made)
-    flags, given = parse(made)
+    flags, settings = parse(made)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     with sentences(made):
-        settings = resolved(given)
         if flags.model and not flags.generated:
             raise ValueError("--model names the row of --generated: say what was generated too")
+        if flags.generated:
+            refuse_job(settings)
+        elif settings.compute.mode == "job":
+            as_job(made, STAGE, settings, report=flags.report)
+            return
         rows, report = of_objects(settings, flags.generated, flags.model) if flags.generated else of_settings(settings)
         if flags.report:
             report.save(flags.report)

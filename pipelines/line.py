@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import time
+from pathlib import Path
 
 if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
     sys.path.pop(0)
@@ -16,7 +17,7 @@ from gap3d.records import SystemicFault
 from gap3d.settings import Settings
 from gap3d.store import free_bytes
 from pipelines import catalog, dataset, downloads, images, rendering, targets
-from pipelines.command import load_settings, open_store, parse, parser, resolved, say, stop
+from pipelines.command import as_job, load_settings, open_store, parse, parser, say, sentences, stop
 from pipelines.dataset_report import write as write_dataset_report
 from pipelines.job import NotReady
 from pipelines.plan import make_plan, refusal
@@ -43,20 +44,27 @@ def run(settings: Settings) -> Report:
 
 def main() -> None:
     """The program."""
-    _, settings = parse(parser(__doc__ or ""))
+    made = parser(__doc__ or "")
+    made.add_argument("--report", type=Path, help="write the run's report (JSON) here")
+    known, settings = parse(made)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
+    if settings.compute.mode == "job":
+        with sentences(made):
+            as_job(made, "line", settings, report=known.report)
+        return
     started = time.monotonic()
-    made = parser("")
     try:
         report = run(settings)
     except (NotReady, LeaseHeld, SystemicFault, ValueError, OSError) as error:
         made.exit(1, f"stopped: {error}\n")
     except KeyboardInterrupt:
         made.exit(130, "stopped; finished rows are kept, run it again to go on\n")
+    if known.report:
+        report.save(known.report)
     store = open_store(settings)
     saved = store.folder / "settings.json"
-    write_atomically(saved, resolved(settings).model_dump_json(indent=1).encode())
+    write_atomically(saved, settings.model_dump_json(indent=1).encode())
     tokens = write_dataset_report(store, settings)
     looks = write_reports(store, settings)
     with_these = "" if settings == load_settings() else f"GAP3D_PRESET={shlex.quote(str(saved))} "

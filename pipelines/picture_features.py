@@ -139,12 +139,15 @@ def main() -> None:
     """The program."""
     made = parser(__doc__ or "")
     pictured.add_flags(made)
-    made.add_argument("--features", help=f"of {', '.join(VIEWS)} (default: those whose views are asked for)")
+    made.add_argument(
+        "--features",
+        help=f"extractors, comma-separated, of {', '.join(VIEWS)} (default: those whose views are asked for)",
+    )
     known, settings = parse(made)
-    with pictured.program(made, known, settings) as (own, source, shards):
-        names = named(known.features) if known.features else wanted(own)
-        report = run(own, shards, source=source, names=names)
-        pictured.finish(known, own, source, report, names)
+    with pictured.program(made, known, settings) as (source, shards):
+        names = named(known.features) if known.features else wanted(settings)
+        report = run(settings, shards, source=source, names=names)
+        pictured.finish(known, settings, source, report, names)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from gap3d.settings import Settings
 from gap3d.store import Store, free_bytes
 from gap3d.training.run import Stage
 from pipelines import generate, prompts
-from pipelines.command import parse, parser, resolved, say, sentences, stop
+from pipelines.command import parse, parser, refuse_job, say, sentences, stop
 from pipelines.generate import Checkpoint, trained_in
 from pipelines.job import NotReady
 
@@ -80,7 +80,7 @@ def predictions(
     name = name_of(collection, which, checkpoint) + ("-pooled" if own.sampling.pooled else "")
     store, own = prompts.collection_of(own, name, len(queries))
     prompts.run(own, store, prompts_of(queries))
-    write_atomically(store.folder / "settings.json", resolved(own).model_dump_json(indent=1).encode())
+    write_atomically(store.folder / "settings.json", own.model_dump_json(indent=1).encode())
     require_room(store, own, checkpoint)
     generate.run(own, store, checkpoint)
     return Predictions(of_generated(store), queries, about(checkpoint))
@@ -199,6 +199,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     with sentences(made):
+        refuse_job(settings)
         collection = known.measured or settings.collection
         measured = Store.open(settings.store, collection, settings.blobs)
         which = known.which or usual(measured, "alignment")

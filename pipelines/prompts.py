@@ -25,10 +25,11 @@ from gap3d.parts import write_atomically
 from gap3d.prompts import KINDS, Prompt, of_file, of_texts
 from gap3d.records import Failure, Outcome, Status
 from gap3d.schemas import PROMPTS
+from gap3d.section import of_collection
 from gap3d.settings import Settings
 from gap3d.store import Store
 from gap3d.tars import stamp_of
-from pipelines.command import parse, parser, resolved, say, sentences, stop
+from pipelines.command import parse, parser, refuse_job, say, sentences, stop
 from pipelines.job import Item, Job, Row
 from pipelines.job import run as run_job
 from pipelines.report import Report
@@ -36,7 +37,6 @@ from pipelines.worker import Resources
 
 STAGE = "prompts"
 SHARD_ROWS = 1024  # prompts of one shard: some 3 GB of tokens at ViT-L and 518 pixels
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class Reader:
@@ -147,8 +147,7 @@ def collection_of(settings: Settings, name: str, prompts: int | None = None) -> 
     Raises:
         ValueError: the name can't be one, there is no such collection, or it is one of another kind.
     """
-    if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} can't name a collection: letters, digits, '.', '_' and '-', the first no sign")
+    of_collection(name)
     if Store.exists(settings.store, name):
         store = Store.open(settings.store, name, settings.blobs)
         if any((store.folder / stage).is_dir() for stage in ("catalog", "images")):
@@ -203,7 +202,7 @@ def bring_up_to_date(known: argparse.Namespace, settings: Settings) -> tuple[Sto
     prompts, name = wanted(known, settings)
     store, own = collection_of(settings, name, len(prompts))
     report = run(own, store, prompts)
-    write_atomically(store.folder / "settings.json", resolved(own).model_dump_json(indent=1).encode())
+    write_atomically(store.folder / "settings.json", own.model_dump_json(indent=1).encode())
     return store, own, report
 
 
@@ -215,6 +214,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     with sentences(made):
+        refuse_job(settings)
         store, _, report = bring_up_to_date(known, settings)
         say(*report.lines(), f"collection: {store.folder}")
 

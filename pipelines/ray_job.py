@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pipelines.cluster  # noqa: F401 - sets Ray's environment before Ray is imported
 from gap3d.parts import write_atomically
 from gap3d.settings import Settings
-from pipelines.command import RESOLVED, resolved
+from pipelines.command import RESOLVED
 from pipelines.report import Report
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,17 @@ STOP_S = 10.0  # a job that is asked to stop and has not after so long is report
 
 
 class JobFailed(Exception):
-    """The Ray job ended without the report that would prove its rows."""
+    """The Ray job ended without the report that would prove its rows.
+
+    Args:
+        reason: in a sentence.
+        tail: the job's last lines; part of the message.
+        code: its exit code, never 0.
+    """
+
+    def __init__(self, reason: str, tail: str = "", code: int = 1) -> None:
+        super().__init__(f"{reason}; its last lines:\n{tail}" if tail else reason)
+        self.reason, self.code = reason, code
 
 
 def submit(
@@ -49,7 +59,11 @@ def submit(
     from ray.exceptions import RayError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    settings = resolved(settings)
+    if not settings.compute.address:
+        raise JobFailed(
+            "compute.mode = job needs compute.address: name the Ray dashboard "
+            "(--compute.address http://127.0.0.1:8265), or set compute.mode = inline"
+        )
     folder = settings.store / settings.collection / "jobs" / name
     write_atomically(
         folder / RESOLVED, settings.model_dump_json(indent=1, exclude={"compute": {"mode", "address"}}).encode()
@@ -70,12 +84,13 @@ def submit(
     job = client.submit_job(
         entrypoint=f"exec {shlex.join(words)}", submission_id=name, metadata={"collection": settings.collection}
     )
-    log.info("Ray job %s submitted to %s", job, settings.compute.address)
+    on_log(f"Ray job {job} on {settings.compute.address}")
     seen, missed, text = 0, 0, ""
     try:
         while True:
             try:
-                status = client.get_job_status(job)
+                told = client.get_job_info(job)
+                status = told.status
                 text = str(client.get_job_logs(job))
                 missed = 0
             except (OSError, RuntimeError):  # the dashboard is busy or restarts: the job goes on without it
@@ -95,8 +110,9 @@ def submit(
         stop(client, job)
         raise
     if status is not JobStatus.SUCCEEDED or not report.exists():
-        tail = "\n".join(shown(text).splitlines()[-8:])
-        raise JobFailed(f"Ray job {job} ended as {status}; its last lines:\n{tail}\nAll of them: ray job logs {job}")
+        tail = "\n".join([*shown(text).splitlines()[-8:], f"All of them: ray job logs {job}"])
+        code = told.driver_exit_code or 1
+        raise JobFailed(f"Ray job {job} ended as {status}", tail, code if code > 0 else 1)  # below 0: by a signal
     return Report.load(report)
 
 

@@ -173,4 +173,4 @@ def run(settings: Settings, shards: Sequence[str], stages: Sequence[str] = STAGE
 
 
 if __name__ == "__main__":
-    stage_main("views and renders", __doc__, run)
+    stage_main("rendering", __doc__, run)

@@ -32,7 +32,7 @@ from gap3d.fingerprints import code_version, digest_of
 from gap3d.metrics.retrieval import Precision
 from gap3d.records import Failure, SystemicFault
 from gap3d.settings import Settings
-from pipelines.command import parse, parser, resolved, say, sentences, stop
+from pipelines.command import as_job, parse, parser, refuse_job, say, sentences, stop
 from pipelines.evaluation import printed
 from pipelines.evaluation.subjects import Subject, of_aligner, of_places
 from pipelines.evaluation.true_pictures import true_pictures
@@ -139,7 +139,7 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
             "database": counted(len(true.keys), len(images)),
             **encoder_check(subject.predicted, subject.true),
         },
-        settings=resolved(settings).model_dump(mode="json"),
+        settings=settings.model_dump(mode="json"),
         seconds=time.monotonic() - begun,
     )
     made = save(subject.home, result, found.samples, pictures)
@@ -204,22 +204,29 @@ def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--predicted", metavar="PLACE", help="any model's token sets: a collection or a folder of shards")
     made.add_argument("--true", metavar="PLACE", help="the true ones, likewise (default: --collection)")
-    made.add_argument("--queries", type=Path, metavar="FILE", help="which of the first means which of the second")
+    made.add_argument(
+        "--queries", type=Path, metavar="FILE", help="file that says which predicted set means which true one"
+    )
     made.add_argument("--checkpoint", type=Path, metavar="DIR", help="an aligner, in the place of evaluation.models")
-    made.add_argument("--vlm", help="its vision-language model (default: where training found it)")
+    made.add_argument("--vlm", help="the aligner's vision-language model (default: where training found it)")
     made.add_argument("--model", metavar="NAME", help="what the row is called")
     made.add_argument("--report", type=Path, help="write the run's report (JSON) here")
     flags, settings = parse(made)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     with sentences(made), ExitStack() as closing:
+        if flags.predicted or flags.checkpoint or flags.vlm:
+            refuse_job(settings)
         if flags.predicted and flags.checkpoint:
             raise ValueError("--predicted and --checkpoint are two models: name one of them")
         if (flags.true or flags.queries) and not flags.predicted:
             raise ValueError("--true and --queries go with --predicted PLACE")
         if flags.model and not (flags.predicted or flags.checkpoint):
             raise ValueError("--model names the row of --predicted or --checkpoint: name one of them too")
-        settings, name, reports = resolved(settings), flags.model or "", []
+        if settings.compute.mode == "job":
+            as_job(made, STAGE, settings, report=flags.report)
+            return
+        name, reports = flags.model or "", []
         if flags.predicted:
             true = flags.true or settings.collection
             subject = of_places(settings, flags.predicted, true, closing, name, flags.queries)

@@ -18,7 +18,7 @@ from gap3d.schemas import STAGES
 from gap3d.settings import Origin, Settings
 from gap3d.store import ALL, Store
 from pipelines import line
-from pipelines.command import open_store, parse, parser, say, sentences
+from pipelines.command import open_store, parse, parser, refuse_job, say, sentences
 
 AUTHORS = ("facebookresearch/dinov2", "dinov2_vitl14_reg")  # torch.hub
 HUB_ENCODER = "facebook/dinov2-with-registers-large"
@@ -74,10 +74,11 @@ def against_the_authors(settings: Settings, pictures: list[bytes]) -> dict[str, 
 def main() -> None:
     """The program."""
     made = parser(__doc__ or "")
-    made.add_argument("--objects", type=int, default=20, help="of each source")
-    made.add_argument("--origins", default=",".join(get_args(Origin)), help="comma-separated")
+    made.add_argument("--objects", type=int, default=20, help="number of objects of each source")
+    made.add_argument("--origins", default=",".join(get_args(Origin)), help="sources, comma-separated")
     known, settings = parse(made)
     with sentences(made):
+        refuse_job(settings)
         found = {}
         pictures: list[bytes] = []
         for origin in known.origins.split(","):

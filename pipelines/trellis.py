@@ -31,7 +31,7 @@ from gap3d.trellis.child import PATCHES, REGISTERS, WIDTH
 from gap3d.trellis.process import START_S, Installation
 from gap3d.trellis.seeds import Method, seed_of, view_of
 from gap3d.trellis.turntable import PROTOCOLS, Turntable
-from pipelines.command import parse, parser, say, sentences, stop
+from pipelines.command import parse, parser, refuse_job, say, sentences, stop
 from pipelines.job import Item, Job, NotReady, Row, passed_on, require_complete
 from pipelines.job import run as run_job
 from pipelines.prompts import collection_of
@@ -285,9 +285,15 @@ def main() -> None:
     made.add_argument("--black", action="store_true", help="baseline trellis-image: pictures on black, without alpha")
     made.add_argument("--trellis", type=Path, help="the clone of TRELLIS's repository (default: python finds it)")
     made.add_argument("--python", default=sys.executable, help="the interpreter of TRELLIS's environment")
-    made.add_argument("--model", help="its weights, a hub id or a folder (default: as in the paper)")
-    made.add_argument("--turntables", default="4,8,20", help="of 4, 8 and 20 frames (default: all three)")
-    made.add_argument("--ssaa", type=int, help="samples of a pixel per side, for all (default: 1, 4, 4)")
+    made.add_argument("--model", help="TRELLIS's weights, a hub id or a folder (default: as in the paper)")
+    made.add_argument(
+        "--turntables",
+        default="4,8,20",
+        help="turntables to render, by their frames: of 4, 8 and 20 (default: all three)",
+    )
+    made.add_argument(
+        "--ssaa", type=int, help="supersampling: samples per side of a pixel, for all turntables (default: 1, 4, 4)"
+    )
     made.add_argument("--frame-size", type=int, default=512, help="pixels of a frame's side (default: 512)")
     made.add_argument("--glb", action=argparse.BooleanOptionalAction, default=True, help="bake a textured mesh")
     made.add_argument("--report", type=Path, help="write the run's report (JSON) here")
@@ -295,6 +301,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     with sentences(made):
+        refuse_job(settings)
         store, own = collection_of(settings, known.name)
         method: Method = known.baseline or "gap3d"
         plan = Plan(

@@ -74,6 +74,7 @@ def head(place, surroundings):
             "RAY_TMPDIR": str(place / "ray"),
             "GAP3D_RENDERS__RESOLUTION": "32",
             "GAP3D_CATALOG__SHARDS": "8",
+            "GAP3D_COMPUTE__MODE": "job",
         },
         cwd=place,
         stdout=log,
@@ -179,7 +180,7 @@ def dagster(place, surroundings, program):
 
 
 def test_every_stage_by_ray_job_submit_writes_what_it_writes_inline(place, surroundings, head, inline):
-    settings = environment(place / "submitted", place / "objects", COMPUTE__WORKERS="1")
+    settings = environment(place / "submitted", place / "objects", COMPUTE__WORKERS="1", COMPUTE__MODE="inline")
     made = ray(
         surroundings,
         head,
@@ -201,7 +202,12 @@ def test_every_stage_by_ray_job_submit_writes_what_it_writes_inline(place, surro
 
 @pytest.mark.slow
 def test_ray_job_stop_ends_the_blenders_and_the_next_job_computes_exactly_the_rest(place, surroundings, head, inline):
-    values = {"COMPUTE__WORKERS": "1", "COMPUTE__FLUSH_ROWS": "1", "RENDERS__SAMPLES": "2048"}
+    values = {
+        "COMPUTE__WORKERS": "1",
+        "COMPUTE__FLUSH_ROWS": "1",
+        "RENDERS__SAMPLES": "2048",
+        "COMPUTE__MODE": "inline",
+    }
     settings = environment(place / "stopped", place / "objects", **values)
     shutil.copytree(place / "inline", place / "stopped", ignore=shutil.ignore_patterns("renders"))
     words = ["job", "submit", "--submission-id", "to-stop", "--runtime-env-json", json.dumps({"env_vars": settings})]
@@ -242,6 +248,71 @@ def test_with_one_setting_the_same_materialisation_is_a_ray_job_with_equal_diges
     made = digests(settings)
     for stage in ("views", "renders"):
         assert made[f"{stage}/1"] == inline[f"{stage}/1"]
+
+
+def test_with_the_same_setting_a_program_submits_itself_and_ends_as_its_job_ends(
+    place, surroundings, head, inline, program
+):
+    shutil.copytree(place / "inline", place / "typed", ignore=shutil.ignore_patterns("renders", "targets", "dataset"))
+    settings = {**surroundings, **environment(place / "typed", place / "objects")}
+    words = ("--compute.mode", "job", "--compute.address", head.address)
+    before = set(jobs(surroundings, head))
+    report = place / "typed.json"
+    done = program("pipelines.renders", *words, "--shards", "1", "--report", report, **settings)
+    assert done.returncode == 0, done.stderr
+    assert "computed" in done.stdout, "what the job says is shown"
+    assert {shard["stage"] for shard in json.loads(report.read_text())["shards"]} == {"renders"}
+    assert digests(settings)["renders/1"] == inline["renders/1"]
+    settings |= {"GAP3D_COMPUTE__MODE": "job", "GAP3D_COMPUTE__ADDRESS": head.address}
+    failed = program("pipelines.targets", "--shards", "3", **settings)
+    assert failed.returncode == 1
+    assert "run `python -m pipelines.rendering` first" in failed.stdout
+    assert "ended as FAILED" in failed.stderr
+    assert len(set(jobs(surroundings, head)) - before) == 2  # a job submits no other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["here", "job"])
+def test_an_interrupt_here_ends_the_job_and_one_there_is_the_exit_code_here(place, surroundings, head, inline, where):
+    values = {**SLOW, "COMPUTE__MODE": "job", "COMPUTE__ADDRESS": head.address}
+    store = place / f"interrupted-{where}"
+    shutil.copytree(place / "inline", store, ignore=shutil.ignore_patterns("renders"))
+    before = set(jobs(surroundings, head))
+    typed = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.renders"],
+        env={**surroundings, **environment(store, place / "objects", **values)},
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with typed:
+        found = wait_for(lambda: blenders(str(place / "tmp")), 90, "a Blender at work")
+        (made,) = set(jobs(surroundings, head)) - before
+        if where == "here":
+            typed.send_signal(signal.SIGINT)
+        else:
+            (there,) = [
+                each for each in tree(head.process.pid) if f"-m pipelines.renders --preset {store}" in named(each)
+            ]
+            there.send_signal(signal.SIGTERM)  # Ray starts jobs deaf to SIGINT
+        wait_for(lambda: not alive(found), 20, "its Blenders end")
+        assert typed.wait(30) == 130
+        said = typed.stderr.read()
+    status = {"here": "STOPPED", "job": "FAILED"}[where]
+    assert jobs(surroundings, head)[made]["status"] == status
+    assert ("stopped; finished rows are kept", f"ended as {status}")[where == "job"] in said
+
+
+def test_what_no_job_can_be_made_of_is_refused_with_what_to_do(tmp_path, program):
+    job = {"GAP3D_STORE": str(tmp_path), "GAP3D_COMPUTE__MODE": "job"}
+    told = program("pipelines.prompts", "--prompt", "a cube", **job)
+    assert told.returncode == 1
+    assert "ray job submit --address ADDRESS" in told.stderr
+    told = program("pipelines.line", **job)
+    assert told.returncode == 1
+    assert "needs compute.address" in told.stderr
+    told = program("pipelines.why", "cube.obj", **job)  # reads: its own answer, as in any other place
+    assert "has no catalog yet" in told.stderr
 
 
 def test_a_job_that_fails_is_a_clear_failure_with_its_last_words(place, head, dagster):

@@ -16,12 +16,12 @@ from gap3d.evaluation.pictured import Pictured, Pictures, Shaped
 from gap3d.evaluation.views import Rendered, View
 from gap3d.parts import write_atomically
 from gap3d.records import Outcome, Status
+from gap3d.section import NAME, of_collection
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines import around
-from pipelines.command import open_store, resolved, say, sentences, stop
+from pipelines.command import open_store, refuse_job, say, sentences, stop
 from pipelines.job import Row, follower, require_complete
-from pipelines.prompts import NAME
 from pipelines.report import Report
 from pipelines.trellis import stage_of
 
@@ -90,9 +90,7 @@ def taking(settings: Settings, name: str, objects: int, note: Mapping[str, str])
     Raises:
         ValueError: the name can't be one, or it is a collection of something else.
     """
-    if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} can't name a collection: letters, digits, '.', '_' and '-', the first no sign")
-    path = settings.store / name / NOTE
+    path = settings.store / of_collection(name) / NOTE
     if path.exists():
         if (said := json.loads(path.read_text())) != note:
             raise ValueError(
@@ -149,18 +147,18 @@ def add_flags(made: argparse.ArgumentParser) -> None:
 @contextmanager
 def program(
     made: argparse.ArgumentParser, known: argparse.Namespace, settings: Settings
-) -> Iterator[tuple[Settings, Pictured, Sequence[str]]]:
-    """Resolved settings, whose features are wanted, and the shards; known faults are sentences."""
+) -> Iterator[tuple[Pictured, Sequence[str]]]:
+    """Whose features are wanted, and the shards; known faults are sentences."""
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     with sentences(made):
-        own = resolved(settings)
-        source = source_of(own, known.of, known.into) if known.of else true_objects(own)
+        refuse_job(settings)
+        source = source_of(settings, known.of, known.into) if known.of else true_objects(settings)
         keys = source.store.shards
         shards = sorted(set(known.shards.split(","))) if known.shards else keys
         if unknown := sorted(set(shards) - set(keys)):
             raise ValueError(f"no shard {', '.join(unknown)}: the collection has {keys[0]} to {keys[-1]}")
-        yield own, source, shards
+        yield source, shards
 
 
 def finish(

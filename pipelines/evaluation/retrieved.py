@@ -18,7 +18,6 @@ from gap3d.prompts import of_rows
 from gap3d.records import Failure, Status
 from gap3d.settings import Settings
 from pipelines import generate, prompts
-from pipelines.command import resolved
 from pipelines.evaluation.objects import Subject, TrueObjects
 from pipelines.generate import Checkpoint
 from pipelines.predictions import about, checkpoint_of, fitting, require_room
@@ -113,7 +112,7 @@ def predicted(settings: Settings, checkpoint: Checkpoint, true: TrueObjects) -> 
         for key, asked in true.asked.items()
     )
     prompts.run(own, store, of_rows(rows, Path()))
-    write_atomically(store.folder / "settings.json", resolved(own).model_dump_json(indent=1).encode())
+    write_atomically(store.folder / "settings.json", own.model_dump_json(indent=1).encode())
     require_room(store, own, checkpoint)
     generate.run(own, store, checkpoint)
     return of_generated(store)
