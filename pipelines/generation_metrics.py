@@ -29,6 +29,7 @@ from gap3d.features.encoder import UNTRAINED
 from gap3d.fingerprints import code_version, digest_of
 from gap3d.records import Status
 from gap3d.settings import Settings
+from gap3d.store import Store
 from pipelines.command import parse, parser, resolved, say, sentences, stop
 from pipelines.evaluation import printed, retrieved
 from pipelines.evaluation.objects import Subject, TrueObjects, true_objects
@@ -194,7 +195,11 @@ def protocol_of(
             "order": "by SHA-256, shuffled by that seed, those with captions, the first so many (specification 8.3)",
         },
         "generated": dict(subject.about),
-        "true": {"pictures": true.source.store.collection, "views": list(section.views)},
+        "true": {
+            "pictures": true.source.store.collection,
+            "views": list(section.views),
+            "renders": renders_of(true.source.store),
+        },
         "captions": "a prompt's own, or drawn by the evaluation's seeds (gap3d.trellis.seeds)",
         "sets": "the true set has objects that were not generated"
         if how.unpaired
@@ -212,6 +217,13 @@ def protocol_of(
         "bootstrap": {"seed": how.seed, "level": how.level, "resamples": how.resamples},
         "inputs": dict(inputs),
     }
+
+
+def renders_of(store: Store) -> dict[str, Any]:
+    """The settings that a collection's pictures were rendered with, by their digest."""
+    held = (store.manifest("renders", shard) for shard in store.shards)
+    digests = {row.inputs.get("settings", "") for each in held for row in each.rows.values() if row.part}
+    return {digest: store.settings("renders", digest) for digest in sorted(digests)}
 
 
 def checks_of(table: Table) -> dict[str, Any]:

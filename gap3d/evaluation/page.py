@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gap3d import document
+from gap3d.evaluation.difference import difference
 from gap3d.evaluation.history import arrow, columns_of, history_png, number, ordered, step_of
-from gap3d.evaluation.published import Column, Published, difference
+from gap3d.evaluation.published import Column, Published
 from gap3d.evaluation.quirks import QUIRKS
 from gap3d.evaluation.result import Cell, Result
 from gap3d.evaluation.runs import bundled
