@@ -72,6 +72,9 @@ class EvaluationSettings(Section):
     """Of the bootstrap."""
     seed: int = 0
     """Of the bootstrap, of clouds, and of extractors' random weights."""
+    published: Path | None = None
+    """TOML file of published numbers for the report, over those that are known here (gap3d/evaluation/published.toml is
+    its form)."""
     automatic: bool = False
     """Whether the metrics are measured by themselves after every training; else started by hand."""
 

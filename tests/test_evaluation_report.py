@@ -292,5 +292,9 @@ def test_the_program_writes_the_page_and_says_what_is_wrong_with_a_file(place, t
     bad = published_file(tmp_path, "[tables.9]")
     assert run(*flags, "--collection", "demo", "--published", bad) == 1
     assert "there is no table '9'" in capsys.readouterr().err
+    good = published_file(tmp_path)
+    for flag in ("--published", "--evaluation.published"):
+        assert run(*flags, "--collection", "demo", "--out", tmp_path, flag, good) == 0
+        assert data_of((tmp_path / "evaluation.html").read_text())["head"]["added"] == good.name
     assert run(*flags, "--collection", "dmeo") == 1
     assert "no collection dmeo" in capsys.readouterr().err and not (place.root / "dmeo").exists()
