@@ -71,17 +71,17 @@ def stated(table, model):
     )
 
 
-def result(table="retrieval", model="pretrained", collection="coco", cells=None, *, step=None, **fields):
+def result(table="retrieval", model="pretrained", collection="coco", cells=None, *, step=None, samples=40, **fields):
     """One that nobody measured: its numbers are drawn."""
     count = next(COUNTER)
     if cells is None:
         values = np.random.default_rng(count).uniform(5, 95, len(RETRIEVAL))
-        cells = {name: Cell(v, v - 2, v + 1.5, 40) for name, v in zip(RETRIEVAL, values.tolist(), strict=True)}
+        cells = {name: Cell(v, v - 2, v + 1.5, samples) for name, v in zip(RETRIEVAL, values.tolist(), strict=True)}
     made = {
         "label": "trained",
         "trained": True,
         "made_at": f"2026-01-01T00:00:{count % 60:02d}.000+00:00",
-        "counts": {"ok": 40},
+        "counts": {"ok": samples},
         "protocol": stated(table, model),
         "settings": STATED["settings"],
         "checks": {"database": {"passed": True, "measured": 5000, "expected": 5000}} if table == "retrieval" else {},

@@ -33,12 +33,12 @@ def place(tmp_path_factory):
     picture = grid(["a"], ["b"], [[Tile(picture=np.full((96, 96, 3), 200, np.uint8))]], "Figure 2")
     odd = {"cls_r10": Cell(77.75, note="too <b>few</b>"), "mine": Cell(0.00012345), "patches_r10": Cell(None)}
     untrained = {"trained": False, "label": f"UNTRAINED: random-small {HOSTILE}"}
-    made = [result(step=step) for step in (3000, 100, 2000)]
+    made = [result(step=step, samples=199) for step in (3000, 100, 2000)]
     made += [
-        result(step=3000, quirks=("unsorted_list",)),
-        result(model="finetuned", step=50, protocol={"weights": HOSTILE}),
+        result(step=3000, quirks=("unsorted_list",), samples=199),
+        result(model="finetuned", step=50, samples=199, protocol={"weights": HOSTILE}),
         result(model=HOSTILE, cells=odd),
-        result(collection="demo", step=7, **untrained),
+        result(collection="demo", step=7, samples=199, **untrained),
         result("generation", "trellis-image", "toys4k", {"fd_pointnet": Cell(30.0, samples=1250)}),
         result("generation", "retrieved by pretrained", "toys4k", {"fd_pointnet": Cell(3.0)}, **retrieved(1, 4)),
         result("generation", "retrieved by finetuned", "toys4k", {"fd_pointnet": Cell(3.0)}, **retrieved(HOSTILE, 4)),
@@ -103,7 +103,7 @@ def test_numbers_are_those_of_the_results_files_of_the_newest_result(place, brow
     shown = line(browser, one.collection, one.model, "ours", quirks)
     for name, cell in in_json(one).items():
         text, exact = shown[name]
-        assert exact.startswith(f"{cell['value']!r}, interval {cell['low']!r} to {cell['high']!r}, 40 samples")
+        assert exact.startswith(f"{cell['value']!r}, interval {cell['low']!r} to {cell['high']!r}, 199 samples")
         assert float(text) == pytest.approx(cell["value"], abs=0.005)
 
 

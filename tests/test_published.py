@@ -6,10 +6,13 @@ from typing import get_args
 import pytest
 from evaluation_results import STATED, published_file, result, stating
 
+from gap3d.catalog import parse_captions
 from gap3d.evaluation.difference import difference
 from gap3d.evaluation.published import bundled, with_file
 from gap3d.evaluation.queries import Which
 from gap3d.evaluation.result import Cell
+from gap3d.evaluation.runs import read_sheet
+from gap3d.trellis.seeds import caption_of
 
 
 def test_only_the_number_whose_row_and_column_are_known_is_transcribed():
@@ -186,3 +189,29 @@ def test_a_users_file_that_names_no_cell_or_no_number_is_refused(tmp_path, text,
     with pytest.raises(ValueError, match=r"mine\.toml") as refused:
         with_file(published_file(tmp_path, text))
     assert words in str(refused.value)
+
+
+def test_differences_of_the_database_and_the_predictions_are_told_wherever_both_are_used():
+    first, second = (bundled().tables[number].differs for number in ("1", "2"))
+    for word in ("alpha", "Noise"):
+        (sentence,) = (each for each in first if word in each)
+        assert sentence in second
+
+
+def test_the_same_draw_of_a_list_that_is_sorted_by_length_is_another_caption():
+    told = ["a chair", "a red chair of wood", "a red chair"]
+    here = parse_captions(json.dumps(told))
+    draws = [caption_of(index, len(told)) for index in range(20)]
+    assert any(here[draw] != told[draw] for draw in draws)
+    assert any("sorted by length" in sentence for sentence in bundled().tables["3"].differs)
+
+
+def test_what_the_image_baseline_sees_is_told_of_its_row():
+    (sentence,) = bundled().tables["3"].rows["trellis-image"].differs
+    assert "without alpha" in sentence and not run_of("trellis-image").black
+
+
+def run_of(name):
+    """A run of the sheet of Table 3."""
+    (found,) = (run for run in read_sheet("table3").runs if run.name == name)
+    return found

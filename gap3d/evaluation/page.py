@@ -127,7 +127,7 @@ def table_of(
         "kind": paper.kind,
         "sheet": sheet if (sheet := f"table{name}") in bundled() else "",
         "title": paper.title,
-        "differs": paper.differs,
+        "differs": [*paper.differs, *(f"{row.title}: {each}" for row in paper.rows.values() for each in row.differs)],
         "notes": paper.notes,
         "elsewhere": published.elsewhere(name),
         "transcribed": len(held),

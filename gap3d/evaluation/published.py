@@ -71,6 +71,8 @@ class Row(Section):
     """Patterns of other names of it, in small letters."""
     conditions: tuple[str, ...] = ()
     """Of what a result of that row has to be, by name."""
+    differs: tuple[str, ...] = ()
+    """How the released evaluation does this row otherwise."""
 
     def holds(self, model: str) -> bool:
         """Whether a model of ours of this name is this row."""
