@@ -14,6 +14,7 @@ from gap3d.evaluation import page
 from gap3d.evaluation.page import Comparison, Picture
 from gap3d.evaluation.published import Published, bundled, with_file
 from gap3d.evaluation.result import FOLDER, TABLES, Result, find
+from gap3d.evaluation.standing import newest
 from gap3d.parts import write_atomically
 from gap3d.settings import Settings
 from gap3d.store import now
@@ -84,7 +85,7 @@ def write(
     shown = list(results.values())
     head = {"title": f"{folder.name}: the evaluation", "made": now(), "notes": notes_of(folder, shown, published)}
     album = Album(folder.parent)
-    pictures = {each.fingerprint: album.of(each.folder) for each in page.newest(shown) if each.folder}
+    pictures = {each.fingerprint: album.of(each.folder) for each in newest(shown) if each.folder}
     compared = [
         comparison(path, album) for each in folders for path in sorted((each / FOLDER / FIGURES).glob("[!.]*/"))
     ]
