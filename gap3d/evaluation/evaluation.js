@@ -57,6 +57,7 @@ function oursHead(result, row, block) {
     result.checks.filter((check) => !check.passed).map((check) => badge(`check failed: ${words(check.name)}`, true, check.said)),
     make("div", { class: "small" }, [given(result.step) ? `step ${number(result.step)}` : null, plural(result.samples, "sample"), failed ? `${number(failed)} failed` : null].filter(Boolean).join(" · ")),
     row.ours.filter((other) => ["model", "collection", "quirks"].every((name) => String(other[name]) === String(result[name]))).length > 1 ? make("div", { class: "small", dir: "auto" }, [`measured ${moment(result.made)}`, ...Object.entries(result.apart).map(([name, value]) => `${words(name)} ${value}`)].join(" · ")) : null,
+    result.trained_on ? make("div", { class: "small" }, result.trained_on) : null,
     result.retrieved ? make("div", { class: "small" }, result.retrieved) : null);
 }
 

@@ -214,6 +214,7 @@ def ours(
         "samples": samples_of(result),
         "failed": failed,
         "retrieved": retrieved(result),
+        "trained_on": str(result.checkpoint.get("trained_on", "")),
         "reasons": result.reasons,
         "checks": [
             {"name": check, "passed": passed(said), "said": readable(said)} for check, said in result.checks.items()

@@ -28,6 +28,7 @@ from gap3d.trellis.seeds import caption_of
 from pipelines.evaluation import pictured, retrieved
 from pipelines.evaluation.objects import Subject, TrueObjects, featured, from_all_around, paired, rendered_around
 from pipelines.evaluation.references import Picture
+from pipelines.evaluation.seen import trained_on
 from pipelines.predictions import checkpoint_of
 from pipelines.prompts import existing
 from pipelines.report import Report, merge
@@ -173,6 +174,7 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
             said = sets.description.get("aligner", {}).get("about", {})
             known = {each: said[each] for each in ("stage", "run", "step", "data") if each in said}
             checkpoint = {**known, "digest": sets.description["checkpoint"], "label": sets.description["label"]}
+            checkpoint |= trained_on(known, true.base)
     return Subject(
         model=model or f"{name}: {method}",
         pairs=paired(true, chosen, NOT_TRIED),
