@@ -171,8 +171,8 @@ def bundled() -> Published:
         check(made, number, paper.values, FILE)
         if unknown := {name for column in paper.columns.values() for name in column.needs} - set(QUIRKS):
             raise ValueError(f"{FILE}: quirks {', '.join(sorted(unknown))} are unknown")
-        for part in (paper, *paper.rows.values(), *paper.columns.values()):
-            known(dict.fromkeys(part.conditions), made.conditions, f"{FILE}: there is no condition")
+        parts = (paper.conditions, *(each.conditions for each in (*paper.rows.values(), *paper.columns.values())))
+        known(dict.fromkeys(name for part in parts for name in part), made.conditions, f"{FILE}: there is no condition")
     return made
 
 
