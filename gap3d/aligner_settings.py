@@ -1,4 +1,4 @@
-"""Settings of the aligner: the model, its two trainings, sampling (specification 4 to 7)."""
+"""Settings of the aligner: the model, its two trainings, sampling (docs/method.md 4 to 7)."""
 
 import math
 import re
@@ -66,7 +66,7 @@ class AlignerSettings(Section):
 
 
 class TrainingSettings(Section):
-    """One training (specification 6); the defaults are stage 1's of the paper."""
+    """One training (docs/method.md 6); the defaults are stage 1's of the paper."""
 
     data: Literal["targets", "tars"] = "targets"
     """targets: token shards of a collection. tars: image-text tars, encoded while training (section targets)."""
@@ -177,7 +177,7 @@ class FinetuningSettings(TrainingSettings):
 
 
 class SamplingSettings(Section):
-    """How tokens are generated (specification 7)."""
+    """How tokens are generated (docs/method.md 7)."""
 
     steps: PositiveInt = 50
     """Of the sampler: 30 for alignment and retrieval, 50 for 3D."""

@@ -16,7 +16,7 @@ from gap3d.settings import SourceSettings
 
 log = logging.getLogger(__name__)
 
-REPOSITORY = "allenai/objaverse-xl"  # a dataset of the hub (specification 1.1)
+REPOSITORY = "allenai/objaverse-xl"  # a dataset of the hub (docs/method.md 1.1)
 # What a column may be called: Objaverse-XL's name first, then TRELLIS-500K's and plain ones.
 NAMES: Mapping[str, Sequence[str]] = {
     "identifier": ("fileIdentifier", "file_identifier", "identifier"),

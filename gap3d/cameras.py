@@ -2,7 +2,7 @@
 
 World: Z up; a normalised object fits [-0.5, 0.5]^3. Camera: looks along its -Z, +Y is up in the
 image, +X right. Yaw turns about world Z from +X to +Y; pitch rises above the horizon. Images are
-square, with x to the right, y down and pixel centres at +0.5. Source: specification 2.1 and 2.2.
+square, with x to the right, y down and pixel centres at +0.5. Source: docs/method.md 2.1 and 2.2.
 """
 
 import math

@@ -52,7 +52,7 @@ def object_id_of(source: str, identifier: str) -> str:
 
 
 def parse_captions(text: str | Iterable[str] | None) -> list[str]:
-    """Captions as given: a JSON list, a Python list, or one text; longest first, no doubles (specification 1.1)."""
+    """Captions as given: a JSON list, a Python list, or one text; longest first, no doubles (docs/method.md 1.1)."""
     if text is None:
         return []
     found: Any = text

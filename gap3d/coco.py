@@ -1,4 +1,4 @@
-"""MS-COCO's own layout, and the caption of every image in the evaluation protocol (specification 8.1)."""
+"""MS-COCO's own layout, and the caption of every image in the evaluation protocol (docs/method.md 8.1)."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Planar z-depth of a render as a 16-bit picture, and back (specification 2.1)."""
+"""Planar z-depth of a render as a 16-bit picture, and back (docs/method.md 2.1)."""
 
 import io
 

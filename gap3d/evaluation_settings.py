@@ -1,4 +1,4 @@
-"""Settings of the evaluation (specification 8)."""
+"""Settings of the evaluation (docs/method.md 8)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +31,8 @@ class EvaluationSettings(Section):
     collections: tuple[str, ...] = ()
     """Collections of this store that alignment and retrieval are measured on (coco, toys4k); none: the own one."""
     captions: Literal["protocol", "longest", "all"] = "protocol"
-    """Queries of retrieval. protocol: all captions of an image, the longest of a rendered object (specification
-    8.2)."""
+    """Queries of retrieval. protocol: all captions of an image, the longest of a rendered object
+    (docs/method.md 8.2)."""
     true: str = ""
     """Collection of the true objects of generation, rendered from all around; empty: made from the settings' own."""
     count: PositiveInt | None = 1250

@@ -9,7 +9,7 @@ from gap3d.section import Section
 
 
 class ImageTextSettings(Section):
-    """Image-text pairs of the hub: WebDataset tars (specification 1.2)."""
+    """Image-text pairs of the hub: WebDataset tars (docs/method.md 1.2)."""
 
     repositories: dict[str, str] = Field(default={})
     """Dataset repositories and the revision of each: a commit. A branch or tag, such as main, is resolved to its
@@ -31,7 +31,7 @@ class ImageTextSettings(Section):
 
 
 class CocoSettings(Section):
-    """MS-COCO as image-text tars with the caption of the evaluation protocol (specification 8.1)."""
+    """MS-COCO as image-text tars with the caption of the evaluation protocol (docs/method.md 8.1)."""
 
     path: Path | None = None
     """The folder that holds val2017 and annotations, as folders or as the official zips."""

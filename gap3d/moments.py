@@ -1,7 +1,7 @@
 """Mean, variance and norm of tokens over their channels, and whether they can be those of a target.
 
-A target is a layer norm without affine (specification 3): each token has mean 0, variance 1 and norm sqrt(C), up to the
-number format that it is stored in. What is not finite, or drifts, shows without the encoder.
+A target is a layer norm without affine (docs/method.md 3): each token has mean 0, variance 1 and norm sqrt(C), up to
+the number format that it is stored in. What is not finite, or drifts, shows without the encoder.
 """
 
 import math

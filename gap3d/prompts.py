@@ -27,7 +27,7 @@ class Prompt:
         key: the id of the file, else a hash of prompt and image; no two prompts have the same.
         text: what is asked for, with the suffix; of a prompt with an image, what is to change in it.
         image: of the picture that is edited; None where there is none.
-        index: position in the set, from 0: what the seeds of the evaluation are made from (specification 8.3).
+        index: position in the set, from 0: what the seeds of the evaluation are made from (docs/method.md 8.3).
         caption_index: which of its object's captions the text is; goes into the same seeds.
         place: file and line, for messages.
         fault: why nothing can be generated of it.
@@ -113,7 +113,7 @@ def of_rows(rows: Iterable[tuple[str, Mapping[str, Any] | Failure]], folder: Pat
     Args:
         rows: each with its place; of a row that could not be read, the fault.
         folder: what the paths of images are relative to.
-        suffix: appended to every prompt after one space (specification 8.5). It changes no key, so that the noise
+        suffix: appended to every prompt after one space (docs/method.md 8.5). It changes no key, so that the noise
             with it and without is the same.
     """
     made: list[Prompt] = []

@@ -1,4 +1,4 @@
-"""View protocols: from which cameras an object is rendered (specification 2.2).
+"""View protocols: from which cameras an object is rendered (docs/method.md 2.2).
 
 | protocol | cameras | used for |
 |---|---|---|
@@ -48,7 +48,7 @@ def cameras(settings: ViewSettings, object_id: str) -> list[Camera]:
 
 
 def hammersley_sphere(count: int, offset: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Directions spread over the sphere, fewer of them from below (specification 2.2).
+    """Directions spread over the sphere, fewer of them from below (docs/method.md 2.2).
 
     Args:
         count: how many.
@@ -76,7 +76,7 @@ def van_der_corput(index: np.ndarray) -> FloatArray:
 def condition_lenses(
     count: int, fovs: tuple[float, float], draws: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
-    """Radii and fields of view that all show the sphere about the unit cube just whole (specification 2.2).
+    """Radii and fields of view that all show the sphere about the unit cube just whole (docs/method.md 2.2).
 
     1 / radius^2 is uniform: the solid angle of the object is, nearly.
 

@@ -113,7 +113,7 @@ class Selection:
     Args:
         settings: the filters, the seed, the number of objects.
         scratch: an empty folder for what does not fit into memory: some 300 bytes a row.
-        described_by: tables of captions and scores, joined by sha256 (specification 1.1); where several rows have
+        described_by: tables of captions and scores, joined by sha256 (docs/method.md 1.1); where several rows have
             the same bytes, the first file's counts.
     """
 

@@ -105,7 +105,7 @@ class CatalogSettings(Section):
 
 
 class ViewSettings(Section):
-    """Which cameras an object is rendered from (specification 2.2, paper A.1.2)."""
+    """Which cameras an object is rendered from (docs/method.md 2.2, paper A.1.2)."""
 
     protocol: Literal["least_occluded", "fixed", "sphere", "condition"] = "least_occluded"
     """least_occluded: of yaws x pitches the one that sees most of the surface (training).
@@ -140,7 +140,7 @@ class ViewSettings(Section):
 
 
 class RenderSettings(Section):
-    """One Cycles image (specification 2.1); the defaults are the paper's."""
+    """One Cycles image (docs/method.md 2.1); the defaults are the paper's."""
 
     resolution: Annotated[int, Field(ge=4, le=65536)] = 512
     """Pixels per side."""
@@ -203,7 +203,7 @@ class QualitySettings(Section):
 
 
 class TargetSettings(Section):
-    """What the feature is (specification 3)."""
+    """What the feature is (docs/method.md 3)."""
 
     encoder: str = "facebook/dinov2-with-registers-large"
     """A hub id, a local folder (config.json and model.safetensors), or a file of the authors' own weights (.pth or

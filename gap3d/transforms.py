@@ -1,4 +1,4 @@
-"""transforms.json: the cameras of an object's renders as TRELLIS and NeRF tools read them (specification 2.1)."""
+"""transforms.json: the cameras of an object's renders as TRELLIS and NeRF tools read them (docs/method.md 2.1)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

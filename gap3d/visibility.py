@@ -1,4 +1,4 @@
-"""Least-occluded view selection (paper A.1.2, specification 2.3).
+"""Least-occluded view selection (paper A.1.2, docs/method.md 2.3).
 
 Sample the surface, look at every sample from each candidate camera, take the camera that sees most.
 """

@@ -1,4 +1,4 @@
-"""around: renders of a collection's objects from all around, in a collection of their own (specification 2.2, 8.3).
+"""around: renders of a collection's objects from all around, in a collection of their own (docs/method.md 2.2, 8.3).
 
 python -m pipelines.around --collection toys4k
 """

@@ -1,4 +1,4 @@
-"""evaluation_prompts: the prompts of Table 3 (specification 8.3) as a file: captions of the true objects.
+"""evaluation_prompts: the prompts of Table 3 (docs/method.md 8.3) as a file: captions of the true objects.
 
 python -m pipelines.evaluation_prompts --collection toys4k --out toys4k.jsonl
 """

@@ -192,7 +192,7 @@ def protocol_of(
             "expected": len(true.asked),
             "count": section.count,
             "shuffle": section.shuffle,
-            "order": "by SHA-256, shuffled by that seed, those with captions, the first so many (specification 8.3)",
+            "order": "by SHA-256, shuffled by that seed, those with captions, the first so many (docs/method.md 8.3)",
         },
         "generated": dict(subject.about),
         "true": {

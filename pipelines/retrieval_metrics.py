@@ -22,6 +22,7 @@ from typing import Any
 if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
     sys.path.pop(0)
 
+from gap3d.evaluation.encoder_check import encoder_check
 from gap3d.evaluation.quirks import QUIRKS, Table, of_table
 from gap3d.evaluation.result import Result, known, save
 from gap3d.evaluation.retrieval import ROUNDED, Found, Pooled, database_of, kinds_of, measure, pool
@@ -137,6 +138,7 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
         checks={
             "queries": counted(len(found.queries), len(subject.queries)),
             "database": counted(len(true.keys), len(images)),
+            **encoder_check(subject.predicted, subject.true),
         },
         settings=resolved(settings).model_dump(mode="json"),
         seconds=time.monotonic() - begun,

@@ -46,7 +46,7 @@ def faces_in_order(faces: np.ndarray) -> np.ndarray:
 
 
 def bounds(parts: list[Part], turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest corner, float64 [3], over the turned bounding boxes of all instances (specification 2.1)."""
+    """Lowest and highest corner, float64 [3], over the turned bounding boxes of all instances (docs/method.md 2.1)."""
     low, high = np.full(3, np.inf), np.full(3, -np.inf)
     for part in parts:
         ends = np.stack([part.vertices.min(axis=0), part.vertices.max(axis=0)])

@@ -56,7 +56,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of an imported object beside its arrays (specification 2.1).
+    """What is known of an imported object beside its arrays (docs/method.md 2.1).
 
     ``scale`` and ``offset`` are the normalisation: normalised = scale * (world, turned to up_axis) + offset.
     ``points`` counts the vertices and point-cloud points of objects without faces. ``costs`` are seconds by part.

@@ -158,7 +158,7 @@ class Blender:
         return self._child.pid if self._child else None
 
     def load(self, model: Model) -> Mesh:
-        """Import one object, normalise it and give its mesh (specification 2.1).
+        """Import one object, normalise it and give its mesh (docs/method.md 2.1).
 
         Raises Failure(unsupported, import_error, no_geometry, point_cloud, degenerate, too_large, timeout,
         out_of_memory, crashed or internal_error), SystemicFault if Blender cannot start at all, is not confined or has
@@ -194,7 +194,7 @@ class Blender:
         return mesh
 
     def render(self, view: View, settings: RenderSettings) -> Image:
-        """Render the loaded object: a square RGBA PNG, straight alpha (specification 2.1), and its depth if wanted.
+        """Render the loaded object: a square RGBA PNG, straight alpha (docs/method.md 2.1), and its depth if wanted.
 
         Raises Failure(empty_render, timeout, out_of_memory, crashed or internal_error); RuntimeError without a load.
         """

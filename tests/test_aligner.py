@@ -77,7 +77,7 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(aligner, saved):
 
 def test_a_file_has_the_released_names_and_no_frozen_weights(aligner, saved):
     names = load_file(saved / "model.safetensors").keys()
-    assert len(names) == len(aligner.trainable()) == 26 * 2 + 24 + 1  # of the table in specification 5
+    assert len(names) == len(aligner.trainable()) == 26 * 2 + 24 + 1  # of the table in docs/method.md 5.7
     assert {"model.latent_queries", "model.dit.model.layers.1.attn2.to_out.0.weight"} <= names
     assert all(name.startswith("model.dit.model.") for name in names - {"model.latent_queries"})
 

@@ -12,6 +12,7 @@ from target_stores import LAYOUT, collection, tokens_of, write_index, write_part
 
 from gap3d.evaluation import tokens
 from gap3d.evaluation.alignment import cells_of, checks_of, kinds_of, measure
+from gap3d.evaluation.encoder_check import encoder_check
 from gap3d.evaluation.result import find
 from gap3d.evaluation.tokens import open_tokens
 from gap3d.metrics.alignment import MEASURES
@@ -183,6 +184,27 @@ def test_predictions_of_another_encoder_fail_a_check(tmp_path, caplog):
             theirs.description["encoder"] = {"weights": other}
             assert checks_of(samples, ["patches"], ours, theirs)["encoder"]["passed"] is (one == other)
     assert "two languages" in caplog.text
+
+
+def test_predictions_of_another_preprocessing_fail_a_check_of_both_tables_and_it_says_which(tmp_path, caplog):
+    store, true = collection(tmp_path / "store", 3)
+    npz(tmp_path / "a.npz", list(true), patches=RNG.standard_normal((3, 15, 8)))
+    centre, trellis = ({"crop": crop, "alpha": "black"} for crop in ("centre", "TRELLIS"))
+    about = {"weights": "1", "fingerprint": "2", "image_size": 518, "preprocessing": centre}
+    with open_tokens(tmp_path / "a.npz") as ours, open_tokens(store) as theirs:
+        assert encoder_check(ours, theirs) == {}
+        theirs.description["encoder"] = about
+        for change, words in (
+            ({}, ""),
+            ({"dtype": "bfloat16"}, ""),
+            ({"image_size": 224}, "image_size 224 there, 518 here"),
+            ({"preprocessing": trellis}, r"\(crop TRELLIS there, centre here\)"),
+            ({"fingerprint": "3"}, r"\(fingerprint 3 there, 2 here\)"),
+        ):
+            ours.description["aligner"] = {"about": {"encoder": about | change}}
+            check = encoder_check(ours, theirs)["encoder"]
+            assert check["passed"] is (words == "")
+            assert re.search(words, check.get("note", ""))
 
 
 def test_tokens_that_can_not_be_compared_are_a_sentence(tmp_path):

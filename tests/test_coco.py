@@ -89,7 +89,7 @@ def write_zips(root):
 
 
 def protocol(texts=TEXTS):
-    """The protocol in the words of the specification: {image id: (drawn, all)}."""
+    """The protocol in the words of docs/method.md 8.1: {image id: (drawn, all)}."""
     random.seed(0)
     found = {}
     for image in sorted(texts):

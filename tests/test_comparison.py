@@ -37,7 +37,7 @@ from pipelines.shaper import Wanted
 from pipelines.trellis import candidates
 
 STAND_IN = Path(__file__).parent / "trellis_stand_in"
-PHRASE = "The background is black and no other objects are present."  # specification 8.5, character by character
+PHRASE = "The background is black and no other objects are present."  # docs/method.md 8.5, character by character
 SIZE = 96  # pixels of a frame: a grid shows it pixel by pixel
 PLAIN = """
 title = "a comparison"

@@ -65,7 +65,7 @@ def test_the_papers_size_has_the_papers_parameters():
 
 
 def released_shapes(blocks=24, width=1792, embedded=1024, inner=4864, channels=1024, condition=2048, registers=4):
-    """The table of the specification's section 5, spelled out again."""
+    """The table of docs/method.md 5.7, spelled out again."""
     names = {"cls_role": (1, width), "reg_roles": (1, registers, width)}
 
     def linear(name, out, into, bias=True):
@@ -100,7 +100,7 @@ def released_shapes(blocks=24, width=1792, embedded=1024, inner=4864, channels=1
     return {f"model.dit.model.{name}": shape for name, shape in names.items()}
 
 
-def test_released_names_are_those_of_the_specification_and_lead_back():
+def test_released_names_are_those_of_the_documented_table_and_lead_back():
     ours = {f"dit.{name}": tuple(weight.shape) for name, weight in paper().named_parameters()}
     ours["conditioner.soft_tokens"] = (1, 64, 2048)
     released = to_released(ours)

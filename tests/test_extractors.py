@@ -1,5 +1,8 @@
 """Extractors of picture and text features: against the networks of their authors, and what is said without weights."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -142,10 +145,23 @@ def test_texts_beyond_77_tokens_are_cut_and_keep_their_end():
     assert extractor.texts([]).shape == (0, extractor.width)
 
 
+def test_another_tokenizer_is_another_extractor(clip_folder, tmp_path):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    words = json.loads((folder / "tokenizer.json").read_text())
+    numbers = words["model"]["vocab"]
+    numbers["a</w>"], numbers["b</w>"] = numbers["b</w>"], numbers["a</w>"]
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    before, after = (ClipFeatures(str(place), device="cpu") for place in (clip_folder, folder))
+    assert after.weights_hash == before.weights_hash
+    assert not torch.equal(after.texts(["a"]), before.texts(["a"]))
+    assert after.preprocessing != before.preprocessing
+
+
 def test_a_folder_with_clip_is_loaded_and_stays_marked_as_untrained(clip_folder):
     ours, loaded = ClipFeatures("random-small", seed=3, device="cpu"), ClipFeatures(str(clip_folder), device="cpu")
     assert loaded.weights_hash == ours.weights_hash and not loaded.trained
     torch.testing.assert_close(loaded.texts(["a chair"]), ours.texts(["a chair"]))
+    assert loaded.preprocessing == ours.preprocessing
     assert getattr(clip.small_model(3).config, UNTRAINED_MARK)
 
 

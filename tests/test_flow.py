@@ -85,7 +85,7 @@ def test_losses_are_means_of_each_kind_of_token_and_their_weighted_sum():
 
 
 def test_a_cls_token_weighs_as_the_weights_say():
-    """By its gradient: 1369 x 0.3 / 0.4 patches (specification 6)."""
+    """By its gradient: 1369 x 0.3 / 0.4 patches (docs/method.md 6)."""
     layout = TokenLayout(4, (37, 37), 2)
     wanted = torch.zeros(1, layout.count, layout.width)
     predicted = torch.ones_like(wanted).requires_grad_()

@@ -1,4 +1,4 @@
-"""The prompt against one put together by hand from the specification's words and the tokenizer."""
+"""The prompt against one put together by hand from the words of docs/method.md 1.3 and the tokenizer."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def prompt(tokenizer):
 
 
 def by_hand(tokenizer, caption):
-    """The specification's text as one string; the tokenizer has 278 tokens, the added ones follow."""
+    """The text of docs/method.md 1.3 as one string; the tokenizer has 278 tokens, the added ones follow."""
     text = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         f"<|im_start|>user\nPlease generate image based on the following caption: {caption}<|im_end|>\n"

@@ -1,4 +1,4 @@
-"""View protocols: the cameras of each against closed forms and the definitions in specification 2.2."""
+"""View protocols: the cameras of each against closed forms and the definitions in docs/method.md 2.2."""
 
 import math
 

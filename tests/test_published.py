@@ -86,6 +86,15 @@ def test_a_collection_of_training_images_is_not_the_validation_set():
     ]
 
 
+@pytest.mark.parametrize("name", ["identity", "encoder"])
+def test_a_number_whose_tokens_are_not_what_they_say_is_not_set_against_the_papers(tmp_path, name):
+    paper = with_file(published_file(tmp_path))
+    for passed in (True, False):
+        checks = {**result().checks, name: {"passed": passed, "note": "two languages"}}
+        found = difference(paper, "2", "cls_r10", result(checks=checks))
+        assert (found.value is not None) == passed and ("two languages" in found.why) != passed
+
+
 def test_a_number_of_some_of_the_samples_alone_is_not_set_against_the_papers(tmp_path):
     cells = {"cls_r10": Cell(50.0, samples=10)}
     found = difference(with_file(published_file(tmp_path)), "2", "cls_r10", result(cells=cells))

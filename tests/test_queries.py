@@ -4,7 +4,10 @@ import pytest
 from target_stores import collection, tokens_of, write_index, write_part
 from test_coco import IDS, TEXTS, protocol, settings_of, write_folder
 
+from gap3d import schemas
 from gap3d.evaluation.queries import Query, queries_of, usual
+from gap3d.records import Outcome
+from gap3d.settings import ComputeSettings, Limits
 from gap3d.store import Store
 from pipelines import coco, dataset, images
 from pipelines.command import open_store
@@ -70,6 +73,23 @@ def test_the_longest_caption_is_that_of_the_first_frame_and_of_equals_the_first(
     write_index(store, captions=lambda number: ["two", "a long one", "also so long"[:10], "two"] if number != 3 else [])
     assert queries_of(store, "longest") == [Query("a/000", "a/000", "a long one", 1, 0)]
     assert [each.key for each in queries_of(store, "all")] == ["a/000#0", "a/000#1", "a/000#2"]
+
+
+def test_objects_come_in_the_order_of_their_files_sha256(tmp_path):
+    store, _ = collection(tmp_path, 8)
+    content = {f"{number:04d}": f"{7 * number % 8:064x}" for number in range(8)}
+    compute = ComputeSettings(flush_rows=10**6, flush_s=1e6, lease_wait_s=0)
+    for number, shard in enumerate(store.shards):
+        keys = list(content)[number::2]
+        with store.writer("catalog", shard, schemas.CATALOG, compute, Limits()) as writer:
+            for key in keys:
+                row = dict.fromkeys(schemas.CATALOG.columns.names[1:]) | {"sha256": content[key]}
+                writer.add(Outcome(stage="catalog", key=key, data=row), {})
+            writer.finish(set(keys))
+    captioned = [key for key in content if int(key) % 4]  # see write_index
+    expected = [f"{key}/000" for key in sorted(captioned, key=content.__getitem__)]
+    assert expected != sorted(expected)
+    assert [each.truth for each in queries_of(store, "longest")] == expected
 
 
 def test_what_can_not_be_asked_is_a_sentence_that_says_what_to_do(tmp_path):

@@ -71,7 +71,7 @@ def test_the_released_list_has_the_best_nine_by_index_and_then_the_tenth():
 
 
 def test_the_released_list_explains_the_published_ratios():
-    # True recalls of about 62, 85 and 91 % came out as about 11, 49 and 91 in the specification's emulation.
+    # True recalls of about 62, 85 and 91 % came out as about 11, 49 and 91 in the emulation of docs/method.md 8.2.
     generator = torch.Generator().manual_seed(0)
     d = vectors(torch.randn(1000, 64, generator=generator))
     truth = torch.randint(1000, (4000,), generator=generator)

@@ -1,4 +1,4 @@
-"""The diffusion transformer (paper 3.2, specification 5).
+"""The diffusion transformer (paper 3.2, docs/method.md 5).
 
 It predicts, from the noisy tokens of an image, how noisy they are, and a condition, the velocity of all tokens at once:
 CLS, registers, patches. Self-attention with rotary positions and gated cross-attention to the condition share their

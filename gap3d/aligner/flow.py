@@ -1,4 +1,4 @@
-"""Flow matching: times, the path from targets to noise, its velocity, the loss (paper 3.3, specification 6).
+"""Flow matching: times, the path from targets to noise, its velocity, the loss (paper 3.3, docs/method.md 6).
 
 Sigma is the share of noise: 0 is a target, 1 is noise; timestep = 1000 sigma. The network regresses the velocity in the
 direction of growing sigma, noise - targets. The paper counts the other way round: its t is 1 - sigma, and its velocity

@@ -1,4 +1,4 @@
-"""Names of the trainable weights: here, and in a released GAP3D checkpoint (the table of specification 5).
+"""Names of the trainable weights: here, and in a released GAP3D checkpoint (the table of docs/method.md 5.7).
 
 A released checkpoint also holds the frozen vision-language model and the frozen encoder. Those are no part of an
 aligner's checkpoint and are passed over.

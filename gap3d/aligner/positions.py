@@ -1,4 +1,4 @@
-"""Rotary positions: patches are turned by their row and column, CLS and registers by nothing (specification 5.4)."""
+"""Rotary positions: patches are turned by their row and column, CLS and registers by nothing (docs/method.md 5.4)."""
 
 from dataclasses import dataclass
 

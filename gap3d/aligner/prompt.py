@@ -1,4 +1,4 @@
-"""The prompt of the vision-language model, character by character (specification 1.3 and 4).
+"""The prompt of the vision-language model, character by character (docs/method.md 1.3 and 4).
 
     <|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n
     <|im_start|>user\\nPlease generate image based on the following caption: {caption}<|im_end|>\\n

@@ -1,4 +1,4 @@
-"""Sampling: from noise down the learned velocity to tokens, with guidance (specification 7).
+"""Sampling: from noise down the learned velocity to tokens, with guidance (docs/method.md 7).
 
 Time runs as in ``gap3d.aligner.flow``: sigma from 1, noise, down to 0, tokens. The state is float32. Tokens come out as
 they are: nothing norms them again.

@@ -1,4 +1,4 @@
-"""Images in the prompt: the visual tower of Qwen2.5-VL (specification 4, inference only)."""
+"""Images in the prompt: the visual tower of Qwen2.5-VL (docs/method.md 4, inference only)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +42,7 @@ class VisualTower(nn.Module):
 
 
 def square(image: Image.Image) -> Image.Image:
-    """RGB on black (decision 11), shorter side to 448 with Pillow's bicubic filter, centre 448 x 448.
+    """RGB on black (docs/method.md, decision 11), shorter side to 448 with Pillow's bicubic filter, centre 448 x 448.
 
     Raises:
         Failure: see ``resize_and_crop``.

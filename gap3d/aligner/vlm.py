@@ -1,5 +1,5 @@
 """The condition of the diffusion transformer: a frozen Qwen2.5-VL reads a text, and soft tokens take from it
-what the transformer needs (paper 3.1; specification 4).
+what the transformer needs (paper 3.1; docs/method.md 4).
 
 Soft tokens stand at the end of the prompt and attention is causal, so nothing of the text depends on them: the
 text is read without gradients, once, and they attend to its keys and values. What comes out, and the gradient, are

@@ -1,4 +1,4 @@
-"""Weights of an aligner in files: one of this project, or a released one, whole or sharded (specification 5)."""
+"""Weights of an aligner in files: one of this project, or a released one, whole or sharded (docs/method.md 5)."""
 
 import json
 from collections import defaultdict

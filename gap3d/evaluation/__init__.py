@@ -1,1 +1,1 @@
-"""The evaluation: the paper's tables, from shards of tokens, pictures and clouds (specification 8)."""
+"""The evaluation: the paper's tables, from shards of tokens, pictures and clouds (docs/method.md 8)."""

@@ -1,4 +1,4 @@
-"""When a number of ours may be set against a published one, and why not where it may not (specification 8 and 9)."""
+"""When a number of ours may be set against a published one, and why not where it may not (docs/method.md 8, 9)."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -78,6 +78,10 @@ def reasons(result: Result, cell: Cell, column: Column, dataset: Dataset, condit
         yield f"Ours is of {good:,} of {measured:,} samples: the others failed, see its reasons."
     if cell.samples < least * measured:
         yield f"This number is of {cell.samples:,} of {measured:,} samples."
+    for name in ("identity", "encoder"):
+        check = result.checks.get(name, {})
+        if check.get("passed") is False:
+            yield f"Its check, {name}, fails: {check.get('note') or 'see the checks'}."
     for condition in conditions:
         if why := unmet(result, condition):
             yield why

@@ -1,4 +1,4 @@
-"""Which extractors the settings name: loading them, and knowing them without loading them (specification 8.3, 8.4)."""
+"""Which extractors the settings name: loading them, and knowing them without loading them (docs/method.md 8.3, 8.4)."""
 
 import functools
 import hashlib
@@ -30,7 +30,7 @@ VIEWS: Mapping[PictureName, int] = {"inception": 4, "dinov2": 4, "clip": 8, "cli
 """How many views of an object an extractor of pictures sees: those of the protocol that its score is measured on."""
 CLOUD_VIEWS = 20
 PUBLISHED = {"inception": inception.PUBLISHED, "pointnet": pointnet.PUBLISHED}
-DESCRIPTION = 1  # the version of what a description holds: an older one is not taken from the cache
+DESCRIPTION = 2  # the version of what a description holds: an older one is not taken from the cache
 
 
 def load_pictures(name: PictureName, settings: EvaluationSettings, device: str | None = None) -> PictureFeatures:

@@ -1,4 +1,4 @@
-"""Table 3: how far generated objects are from true ones, and how well they fit their prompts (specification 8.3).
+"""Table 3: how far generated objects are from true ones, and how well they fit their prompts (docs/method.md 8.3).
 
 Frechet and kernel distance compare the features of two sets of objects: pictures by Inception-v3 and DINOv2, clouds by
 PointNet++. CLIP scores compare an object's pictures with its prompt, text or picture. All is made of features that are

@@ -1,4 +1,4 @@
-"""Which true object a generated one stands for: told by its name (specification 8.3).
+"""Which true object a generated one stands for: told by its name (docs/method.md 8.3).
 
 A name is an object_id, what a prompt's key begins with (``<object_id>/000``, ``<object_id>#3``), the SHA-256 of the
 true object's file, or the path that the catalog knows it by, with its ending or without, in full or the last part.

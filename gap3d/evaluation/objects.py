@@ -1,4 +1,4 @@
-"""Which objects generation is measured on, and in which order (specification 8.3)."""
+"""Which objects generation is measured on, and in which order (docs/method.md 8.3)."""
 
 import random
 

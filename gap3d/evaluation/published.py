@@ -1,4 +1,4 @@
-"""What the paper published, cell by cell, and what a number of ours has to be of (specification 8 and 9)."""
+"""What the paper published, cell by cell, and what a number of ours has to be of (docs/method.md 8 and 9)."""
 
 import math
 import tomllib

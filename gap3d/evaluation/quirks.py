@@ -1,4 +1,4 @@
-"""What the released evaluation does otherwise than it should, each by a name (specification 8 and 9).
+"""What the released evaluation does otherwise than it should, each by a name (docs/method.md 8 and 9).
 
 None holds unless the settings name it (``evaluation.quirks``); ``paper`` names all. A result says which held.
 """

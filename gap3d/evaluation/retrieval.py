@@ -1,4 +1,4 @@
-"""Retrieval of true images by predicted tokens: Table 2 (specification 8.2).
+"""Retrieval of true images by predicted tokens: Table 2 (docs/method.md 8.2).
 
 A token set counts as one vector of each kind: its CLS, and the mean of its patches. Tokens are read a batch at a time
 and only these vectors are kept: ``most_bytes`` of memory are enough, however many tokens there are.

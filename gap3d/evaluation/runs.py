@@ -38,9 +38,9 @@ class Run(Section):
     model: Annotated[str, Field(min_length=1)] = "finetuned"
     """gap3d: the collection's newest pretrained or finetuned aligner, or the folder of a checkpoint."""
     suffix: str = ""
-    """Appended to every prompt after one space; the noise stays that of the prompt without it (specification 8.5)."""
+    """Appended to every prompt after one space; the noise stays that of the prompt without it (docs/method.md 8.5)."""
     steps: PositiveInt = 50
-    """gap3d: of the sampler; 50 for all 3D (specification 7)."""
+    """gap3d: of the sampler; 50 for all 3D (docs/method.md 7)."""
     pictures: Annotated[str, Field(min_length=1)] = TRUE
     """trellis-image: what it sees. prompts: the prompts' own pictures. true: one of four renders of the prompt's
     object, of the collection of true objects. Else a collection of this store, whose renders are seen."""

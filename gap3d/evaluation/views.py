@@ -1,4 +1,4 @@
-"""Views all around an object: which of its pictures are the 4, 8 or 20 of the evaluation (specification 2.2 and 8.3).
+"""Views all around an object: which of its pictures are the 4, 8 or 20 of the evaluation (docs/method.md 2.2 and 8.3).
 
 They are told by their cameras, never by their numbers: any fixed protocol that contains them serves. The 24 cameras of
 ``AROUND`` contain all three, in the order of their yaw; a view's number is its place among them.

@@ -1,4 +1,4 @@
-"""An object's folder: its pictures, depths and transforms.json, as TRELLIS lays them out (specification 2.1)."""
+"""An object's folder: its pictures, depths and transforms.json, as TRELLIS lays them out (docs/method.md 2.1)."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""TRELLIS's folder layout: ``renders_cond/<sha256>/000.png``, transforms.json, and metadata.csv (specification 1.1).
+"""TRELLIS's folder layout: ``renders_cond/<sha256>/000.png``, transforms.json, and metadata.csv (docs/method.md 1.1).
 
 Its training takes condition pictures from ``renders_cond``, its feature extraction and the evaluation multiviews from
 ``renders``; the name of a folder is the sha256 of the object's main file. Exports of two collections of the same

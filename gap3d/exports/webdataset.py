@@ -1,4 +1,4 @@
-"""Image-text tars as the released training reads them (specification 1.2, decisions 8, 12 and 19).
+"""Image-text tars as the released training reads them (docs/method.md 1.2, decisions 8, 12 and 19).
 
 A sample is ``<object_id>_<view>``: ``jpg`` composited on black or ``png`` as it was rendered, ``txt`` the longest
 caption, ``json`` the list of all. A split has a flat folder of tars of its own: whoever trains reads ``train/*.tar``.
@@ -32,7 +32,7 @@ class Pictures:
 
     Attributes:
         format: png keeps the bytes, with alpha; jpg is composited on black.
-        quality: of JPEG, 95 at least (decision 12); its colour is not subsampled, silhouettes are hard.
+        quality: of JPEG, 95 at least (docs/method.md, decision 12); its colour is not subsampled, silhouettes are hard.
         pixels: most pixels of a picture that is decoded.
     """
 

@@ -1,1 +1,1 @@
-"""What the feature is: pixels, encoders, tokens (specification 3)."""
+"""What the feature is: pixels, encoders, tokens (docs/method.md 3)."""

@@ -1,4 +1,4 @@
-"""The frozen image encoder whose tokens are the targets (specification 3).
+"""The frozen image encoder whose tokens are the targets (docs/method.md 3).
 
 A target is taken before the encoder's final norm; ``tokens.targets_from_prenorm`` makes it.
 """
@@ -157,7 +157,7 @@ class Encoder:
 
     @torch.inference_mode()
     def normed_cls(self, pixels: Tensor) -> Tensor:
-        """CLS after the encoder's own final norm: what DINOv2's authors compare images by (specification 8.3).
+        """CLS after the encoder's own final norm: what DINOv2's authors compare images by (docs/method.md 8.3).
 
         Args:
             pixels: float32 [B, 3, S, S] of ``images.to_pixels``.

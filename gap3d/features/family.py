@@ -1,5 +1,5 @@
 """A family of encoders: how its authors name the weights, what a file of them says of the geometry, and where the
-tokens stand before the final norm (specification 3)."""
+tokens stand before the final norm (docs/method.md 3)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping

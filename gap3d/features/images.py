@@ -1,4 +1,4 @@
-"""From a picture to the pixels an encoder sees (specification 3, decisions 11 and 13).
+"""From a picture to the pixels an encoder sees (docs/method.md 3, decisions 11 and 13).
 
 As the processor of the released training code: shorter side to the encoder's size with Pillow's bicubic filter,
 centre crop, [0, 1], mean and deviation. Or as TRELLIS sees its renders: cropped to the object.
@@ -36,7 +36,7 @@ def without_alpha(image: Image.Image, alpha: Literal["black", "drop"]) -> Image.
     Args:
         image: RGB, or RGBA with straight alpha.
         alpha: ``black`` composites on black, rounding to nearest; ``drop`` keeps the colour as it is, which
-            thickens silhouettes (decision 11).
+            thickens silhouettes (docs/method.md, decision 11).
     """
     if image.mode == "RGB":
         return image

@@ -1,4 +1,4 @@
-"""The token layout of a target and its stored form (specification 3).
+"""The token layout of a target and its stored form (docs/method.md 3).
 
 Tokens stand in the encoder's order: CLS, register tokens, patch tokens row by row.
 """

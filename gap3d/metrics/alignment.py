@@ -1,7 +1,7 @@
 """Alignment of predicted with true tokens: cosine, squared error, norm ratio (paper, equations 6 to 8).
 
 The means are exact: of each sample the mean over its tokens, then the mean over samples. The released code averages
-means of batches instead, which gives the samples of a small last batch more weight (specification 8.1).
+means of batches instead, which gives the samples of a small last batch more weight (docs/method.md 8.1).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Farthest point sampling: each next point is the one that is farthest from all that were chosen (specification 8.4).
+"""Farthest point sampling: each next point is the one that is farthest from all that were chosen (docs/method.md 8.4).
 
 The result is that of the plain loop over all points, ties included, at a fraction of its time: points stand in boxes,
 and a new choice only touches boxes that it can come nearer to than what was chosen before.

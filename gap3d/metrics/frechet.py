@@ -1,4 +1,4 @@
-"""Frechet distance of two sets of features, each as the Gaussian of its mean and covariance (specification 8.3).
+"""Frechet distance of two sets of features, each as the Gaussian of its mean and covariance (docs/method.md 8.3).
 
 |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), all in float64. With S = F F^T, the last trace is the sum of the
 singular values of F1^T F2. Those of S1 S2 itself, whose root the released code takes, lose half of their digits where

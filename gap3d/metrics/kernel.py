@@ -1,4 +1,4 @@
-"""Kernel distance of two sets of features: unbiased squared MMD, kernel (x.y / D + 1)^3 (specification 8.3)."""
+"""Kernel distance of two sets of features: unbiased squared MMD, kernel (x.y / D + 1)^3 (docs/method.md 8.3)."""
 
 import math
 

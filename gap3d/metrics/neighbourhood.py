@@ -1,4 +1,4 @@
-"""Do predicted patches have the neighbours that the true ones have? (specification 6, "Eval during stage 1")."""
+"""Do predicted patches have the neighbours that the true ones have? (docs/method.md 6)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The point cloud of an object from depth pictures around it, as PointNet++ takes it (specification 8.4)."""
+"""The point cloud of an object from depth pictures around it, as PointNet++ takes it (docs/method.md 8.4)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

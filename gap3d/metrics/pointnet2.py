@@ -1,4 +1,4 @@
-"""Point-E's PointNet++, whose features the point cloud distance compares (specification 8.4).
+"""Point-E's PointNet++, whose features the point cloud distance compares (docs/method.md 8.4).
 
 Single-scale grouping on ModelNet40, positions only. Modules have the names of Point-E's checkpoint. Where the
 original sorts all distances of a ball, the nearest come first in the order of the cloud: so do they here.

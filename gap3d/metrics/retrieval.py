@@ -1,4 +1,4 @@
-"""Text to image retrieval: at which rank of a database the true image of each text stands (specification 8.2).
+"""Text to image retrieval: at which rank of a database the true image of each text stands (docs/method.md 8.2).
 
 rank = 1 + (images more similar) + (images equally similar with a smaller index): ties are decided, always alike.
 The matrix of similarities is made and looked at a block of queries at a time, never held as a whole.

@@ -1,4 +1,4 @@
-"""From planar depth back to the points that were seen (specification 2.1 and 8.4)."""
+"""From planar depth back to the points that were seen (docs/method.md 2.1 and 8.4)."""
 
 import math
 

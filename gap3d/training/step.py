@@ -1,4 +1,4 @@
-"""What a step computes: condition, path, loss (specification 6). Its randomness belongs to each sample's visit."""
+"""What a step computes: condition, path, loss (docs/method.md 6). Its randomness belongs to each sample's visit."""
 
 import hashlib
 from collections.abc import Sequence

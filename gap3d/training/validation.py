@@ -24,7 +24,7 @@ from gap3d.training.held_out import HeldOut, Pairs
 
 log = logging.getLogger(__name__)
 TIMES = 4  # at which the loss of a pair is measured, one in each quarter of the path
-NEIGHBOURS = 10  # specification 6
+NEIGHBOURS = 10  # docs/method.md 6
 BEST = "cosine_patches"
 """The number that decides which checkpoint is the best: greater is better.
 

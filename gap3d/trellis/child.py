@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 def conditions(tokens: np.ndarray, device: Any) -> dict[str, torch.Tensor]:
-    """Tokens as the image pipeline's condition (specification 7); they are not normalised again.
+    """Tokens as the image pipeline's condition (docs/method.md 7); they are not normalised again.
 
     Args:
         tokens: [T, C]: CLS, registers, patches row by row.

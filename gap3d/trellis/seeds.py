@@ -1,4 +1,4 @@
-"""The evaluation's seeds, from an object's global index (specification 8.3, decision 18).
+"""The evaluation's seeds, from an object's global index (docs/method.md 8.3, decision 18).
 
 The released code counts within the shard of a process; here the index is that of the whole set, as with one process.
 """

@@ -1,4 +1,4 @@
-"""The views of generated objects: those of the renders that they are compared with (specification 2.2 and 8.3).
+"""The views of generated objects: those of the renders that they are compared with (docs/method.md 2.2 and 8.3).
 
 Views are numbered by Blender's yaw, so that view 3 of an object shows the side that view 3 of its render shows. TRELLIS
 measures its yaw from +Y towards +X: it is 90 degrees less Blender's.

@@ -1,4 +1,4 @@
-"""The true objects that generation is measured on, and what is measured beside them (specification 8.3)."""
+"""The true objects that generation is measured on, and what is measured beside them (docs/method.md 8.3)."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

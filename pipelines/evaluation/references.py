@@ -1,4 +1,4 @@
-"""What CLIP makes of prompts: features of their texts, and of the pictures that belong to them (specification 8.3)."""
+"""What CLIP makes of prompts: features of their texts, and of the pictures that belong to them (docs/method.md 8.3)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -165,6 +165,6 @@ def place_of(settings: Settings, place: str) -> Path:
 
 
 def first_frames(store: Store) -> list[str]:
-    """Keys of the images of a dataset: of an object of several views the first frame (specification 8.1)."""
+    """Keys of the images of a dataset: of an object of several views the first frame (docs/method.md 8.1)."""
     table = dataset_index.load(store, columns=("key", "view")).table.sort_by("key")
     return [row["key"] for row in table.to_pylist() if row["view"] == 0]

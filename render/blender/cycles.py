@@ -1,6 +1,6 @@
 """What Cycles is told, all of it: nothing is left to the factory's defaults, which differ between Blender's versions.
 
-The values are the specification's (2.1), else what Blender 3.0 did, which the paper's renderer ran on. Runs in the
+The values are those of docs/method.md 2.1, else what Blender 3.0 did, which the paper's renderer ran on. Runs in the
 child process alone.
 """
 

@@ -1,7 +1,7 @@
 """Blender itself: import an object, normalise it, extract its mesh, light and render it.
 
 Runs in the child process alone. What the scene is comes from the paper's renderer, TRELLIS' Blender script
-(specification 2.1 and decisions 28 to 30). A file gives its objects, materials and (a .blend) its world; everything
+(docs/method.md 2.1, decisions 28 to 30). A file gives its objects, materials and (a .blend) its world; everything
 else is set here, in a new scene. The file's objects are not touched: they stand in a collection that one empty
 instances, and the empty carries the normalisation. Unlike parenting every root to an empty, that stays exact for
 objects that also occur in instanced collections, or are held by constraints or drivers.

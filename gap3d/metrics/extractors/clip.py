@@ -1,8 +1,9 @@
-"""CLIP: how well pictures fit texts, or other pictures (specification 8.3).
+"""CLIP: how well pictures fit texts, or other pictures (docs/method.md 8.3).
 
 OpenAI's weights were trained with QuickGELU; transformers' configurations of them say so.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ class ClipFeatures(PictureFeatures):
             weights_hash=weights_hash(model.state_dict()),
             preprocessing=(
                 f"shorter side to {self._side}, bicubic (Pillow), centre crop, {OPENAI}; texts cut at {TEXT_TOKENS} "
-                f"tokens; {model.config.vision_config.hidden_act}"
+                f"tokens, tokenizer {tokenizer_hash(self.tokenizer)[:16]}; {model.config.vision_config.hidden_act}"
             ),
         )
         self._device = device_of(device)
@@ -127,6 +128,11 @@ def pretrained(weights: str, revision: str | None) -> tuple[Any, Any, str | None
     if lost := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
         raise SystemicFault(f"CLIP {weights!r} lacks {len(lost)} weights, e.g. {', '.join(lost[:3])}")
     return model, tokenizer, revision
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of all that turns a text into tokens: vocabulary, merges, special tokens, how it cuts words."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def small_model(seed: int) -> Any:

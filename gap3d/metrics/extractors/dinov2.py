@@ -1,4 +1,4 @@
-"""Features of DINOv2 without registers: CLS after the final norm (specification 8.3)."""
+"""Features of DINOv2 without registers: CLS after the final norm (docs/method.md 8.3)."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Features of Inception-v3: torchvision's ImageNet weights, 2048 pooled channels (specification 8.3)."""
+"""Features of Inception-v3: torchvision's ImageNet weights, 2048 pooled channels (docs/method.md 8.3)."""
 
 from typing import Literal
 

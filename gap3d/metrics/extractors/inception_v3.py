@@ -1,4 +1,4 @@
-"""Inception-v3 under torchvision's names, up to its 2048 pooled channels (specification 8.3; arXiv 1512.00567).
+"""Inception-v3 under torchvision's names, up to its 2048 pooled channels (docs/method.md 8.3; arXiv 1512.00567).
 
 Torchvision itself is no dependency: its wheels belong to one build of torch each, and import under no other.
 """

@@ -1,4 +1,4 @@
-"""Features of point clouds: Point-E's PointNet++ with its published weights (specification 8.4)."""
+"""Features of point clouds: Point-E's PointNet++ with its published weights (docs/method.md 8.4)."""
 
 from collections.abc import Sequence
 
