@@ -161,7 +161,7 @@ function drawTable(about) {
   byId("nav").append(make("a", { href: `#${id}` }, `Table ${about.number}`));
   byId("main").append(make("section", { id, class: "part" },
     make("h2", {}, `Table ${about.number}: ${about.title}`),
-    make("p", { class: "explain" }, about.transcribed < about.cells ? [`${about.transcribed} of ${about.cells} published cells stand here. The others are ${about.elsewhere}. Numbers of your own reading of it are added from a TOML file (`, make("code", {}, "python\u00a0-m\u00a0pipelines.evaluation_report\u00a0--published\u00a0FILE"), ")."] : "All published cells stand here."),
+    make("p", { class: "explain" }, about.transcribed < about.cells ? [`${about.transcribed} of ${about.cells} published cells stand here. The others are ${about.elsewhere}. Numbers of your own reading of it are added from a TOML file, which the setting `, make("code", {}, "evaluation.published"), " names."] : "All published cells stand here."),
     notes.length ? list_of(notes) : null,
     ...about.blocks.map((block) => drawBlock(block, about)),
     folded("How the released evaluation differs",
