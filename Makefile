@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine (Debian, Python 3.11, make, git): `make demo` and `make test`.
+# Two commands do everything on a fresh machine (Debian 12, whose Python is 3.11; make, git): `make demo` and `make test`.
 PYTHON ?= python3.11
 BIN := .venv/bin
 
@@ -9,15 +9,16 @@ help:  ## what there is
 
 install: .venv/.installed  ## the environment, from exact pins
 
-# Debian splits venv from Python, and Blender needs libraries of X even where nothing is shown.
-PACKAGES := python3-venv libgl1 libice6 libsm6 libx11-6 libxext6 libxfixes3 libxi6 libxkbcommon0 libxrender1 libxxf86vm1
-SYSTEM = if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq $(PACKAGES); \
-	else echo "Some system packages are missing. Run: sudo apt-get install $(PACKAGES)"; exit 1; fi
+# Debian packs venv apart from Python. Blender needs libraries of X even where nothing is shown.
+VENV := python3.11-venv
+LIBRARIES := libgl1 libice6 libsm6 libx11-6 libxext6 libxfixes3 libxi6 libxkbcommon0 libxrender1 libxxf86vm1
+system = if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq $(1); \
+	else echo "Some system packages are missing. Run: sudo apt-get install $(1)"; exit 1; fi
 
 .venv/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; $(SYSTEM) && $(PYTHON) -m venv .venv; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; $(call system,$(VENV)) && $(PYTHON) -m venv .venv; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m render --version || { $(SYSTEM) && $(BIN)/python -m render --version; }
+	$(BIN)/python -m render --version || { $(call system,$(LIBRARIES)) && $(BIN)/python -m render --version; }
 	touch $@
 
 demo: install  ## the whole line on the bundled objects
@@ -54,5 +55,5 @@ versions: install  ## record that the stages' sources are as they are meant to b
 lock: install  ## write constraints.txt from the environment
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt
 
-clean:  ## remove the environment and the demo's data
-	rm -rf .venv data
+clean:  ## remove the environment and the demo's collection; other collections and raw files stay
+	rm -rf .venv data/store/demo

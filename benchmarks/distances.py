@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gap3d.metrics.farthest import farthest_points
-from gap3d.metrics.frechet import Moments, frechet_distance
+from gap3d.metrics.frechet import FeatureMoments, frechet_distance
 
 
 def ellipsoid(count: int) -> np.ndarray:
@@ -82,7 +82,7 @@ def distances(width: int, features: int, repeats: int) -> None:
     scales = torch.linspace(0.1, 2, width, dtype=torch.float64)
     moments = []
     for shift in (0.0, 0.3):
-        one = Moments(width)
+        one = FeatureMoments(width)
         one.update(torch.randn(features, width, generator=generator, dtype=torch.float64) * scales + shift)
         moments.append(one)
     first, second = moments

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gap3d.dataset import read_part
 from gap3d.manifest import LedgerRow, Manifest
-from gap3d.moments import moments, round_off, sound
+from gap3d.moments import round_off, sound, token_moments
 from gap3d.records import Status
 from gap3d.schemas import STAGES
 from gap3d.store import ALL, Store
@@ -48,7 +48,7 @@ class Statistics:
 
     def add(self, keys: list[str], tokens: Tensor) -> None:
         """Take tokens [B, N, C] of rows with these keys."""
-        seen = moments(tokens)
+        seen = token_moments(tokens)
         good, finite = sound(self.bound).holds(seen), seen.finite
         self.strange |= {keys[i]: None for i in (~good).any(dim=-1).nonzero()[:, 0].tolist()}
         self.rows += len(keys)

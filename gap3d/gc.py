@@ -3,32 +3,26 @@
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from gap3d import manifest
 from gap3d.lease import lease
-from gap3d.manifest import Manifest
-from gap3d.parts import PartWriter, read_rows
-from gap3d.schemas import CATALOG, DATASET, DOWNLOADS, IMAGES, PROMPTS, RENDERS, TARGET_ROWS, VIEWS, StageSchema
-from gap3d.store import Store, leftovers, now
+from gap3d.manifest import LedgerRow, Manifest, now
+from gap3d.parts import PartWriter, read_rows, written_with
+from gap3d.schemas import DATASET, SCHEMAS, StageSchema
+from gap3d.settings import ComputeSettings
+from gap3d.store import Store, leftovers
 
 log = logging.getLogger(__name__)
 
 LIVE_SHARE = 0.5  # a part with fewer live rows is rewritten
-PART_BYTES = 512 * 1024**2  # a new part is closed at this size
 SMALL_PARTS = 8  # so many parts that together fill less than one are rewritten as one
-SCHEMAS = {
-    "catalog": CATALOG,
-    "downloads": DOWNLOADS,
-    "views": VIEWS,
-    "renders": RENDERS,
-    "images": IMAGES,
-    "dataset": DATASET,
-    "prompts": PROMPTS,
-}
 
 
 @dataclass(frozen=True)
@@ -41,8 +35,8 @@ class Removal:
 
 def shards(store: Store) -> Iterator[Manifest]:
     """Every committed manifest of the collection."""
-    for path in sorted(store.folder.glob(f"*/*/{manifest.NAME}")):
-        yield manifest.read(path.parent, path.parent.parent.name, path.parent.name)
+    for stage, shard in store.committed_shards():
+        yield store.committed(stage, shard)
 
 
 def pinned(store: Store) -> set[tuple[str, str, str]]:
@@ -107,29 +101,27 @@ def collect_blobs(store: Store, grace_s: float, *, dry_run: bool) -> list[Remova
 
 def used_blobs(store: Store) -> set[str]:
     """sha256 of every file that the downloads of a collection of this store list."""
-    folders = {path.parents[2] for path in store.root.glob(f"*/downloads/*/{manifest.NAME}")}
-    return set().union(*(listed_blobs(opened(store, folder)) for folder in folders))
-
-
-def opened(store: Store, folder: Path) -> Store:
-    """A collection of the same store, whatever its number of shards, to read in."""
-    other = object.__new__(Store)
-    other.root, other.folder, other.collection, other.blobs = store.root, folder, folder.name, store.blobs
-    return other
+    names = {path.parents[2].name for path in store.root.glob(f"*/downloads/*/{manifest.NAME}")}
+    return set().union(*(listed_blobs(store.other(name)) for name in names))
 
 
 def listed_blobs(store: Store) -> set[str]:
     """sha256 of every file that the downloads of a collection list."""
     used: set[str] = set()
-    for path in store.folder.glob(f"downloads/*/{manifest.NAME}"):
-        held = manifest.read(path.parent, "downloads", path.parent.name)
+    for shard in (shard for stage, shard in store.committed_shards() if stage == "downloads"):
+        held = store.committed("downloads", shard)
         for row in store.read(held, ["files"]).values():
             used |= {file["sha256"] for file in row["files"]}
     return used
 
 
-def compact(store: Store, wait_s: float, *, dry_run: bool) -> list[tuple[str, str, int]]:
+def compact(store: Store, compute: ComputeSettings, *, dry_run: bool) -> list[tuple[str, str, int]]:
     """Rewrite the live rows of parts that are mostly dead or many and small.
+
+    Args:
+        store: the collection.
+        compute: says how large a part becomes, and how long to wait for a shard that is being written.
+        dry_run: only say what would be rewritten.
 
     Returns:
         (stage, shard, number of parts) of the shards that were, or would be, compacted. Digests stay
@@ -137,74 +129,86 @@ def compact(store: Store, wait_s: float, *, dry_run: bool) -> list[tuple[str, st
     """
     done = []
     for seen in shards(store):
-        schema = SCHEMAS.get(seen.stage)
+        if seen.stage not in SCHEMAS:
+            log.warning("%s is no stage that this version knows: its parts are left as they are", seen.stage)
+            continue
         folder = store.shard(seen.stage, seen.shard)
-        if schema is None:
-            schema = targets_schema(folder, seen)
-        with lease(folder, wait_s):
+        with lease(folder, compute.lease_wait_s):
             held = store.manifest(seen.stage, seen.shard)
-            parts = worth_compacting(folder, held)
-            if schema is None or not parts:
+            parts = worth_compacting(folder, held, compute.part_bytes)
+            if not parts:
                 continue
             done.append((held.stage, held.shard, len(parts)))
             if not dry_run:
-                rewrite(folder, held, parts, schema)
+                rewrite(folder, held, parts, compute.part_bytes)
     return done
 
 
-def targets_schema(folder: Path, held: Manifest) -> StageSchema | None:
-    """The columns of a shard's target parts and their compression, as its first part has them."""
+def alike(folder: Path, stage: str, parts: Iterable[str]) -> list[list[str]]:
+    """Parts that can become one: of the same columns and compression, which say the same of themselves."""
+    found: dict[tuple[StageSchema, str], list[str]] = {}
+    for part in parts:
+        schema, metadata = written_with(folder / part, stage)
+        found.setdefault((schema, metadata["gap3d"]), []).append(part)
+    return list(found.values())
+
+
+def worth_compacting(folder: Path, held: Manifest, part_bytes: int) -> list[str]:
+    """Parts of a shard that should be rewritten, each with those that it is ``alike``."""
     import pyarrow.parquet as pq
 
-    parts = sorted(held.parts)
-    if not parts:
-        return None
-    with pq.ParquetFile(folder / parts[0]) as file:
-        zstd = file.metadata.row_group(0).column(0).compression == "ZSTD"
-        columns = file.schema_arrow.remove_metadata()
-    return StageSchema(columns, row_group_rows=TARGET_ROWS, compression="zstd" if zstd else "none")
-
-
-def worth_compacting(folder: Path, held: Manifest) -> list[str]:
-    """Parts of a shard that should become one."""
-    import pyarrow.parquet as pq
-
-    live: dict[str, int] = {}
-    for row in held.rows.values():
-        if row.part:
-            live[row.part] = live.get(row.part, 0) + 1
+    live = Counter(row.part for row in held.rows.values() if row.part)
     dead = [part for part, count in live.items() if count < LIVE_SHARE * pq.read_metadata(folder / part).num_rows]
-    small = [part for part in live if (folder / part).stat().st_size < 64 * 1024**2]
-    return sorted(set(dead) | set(small if len(small) >= SMALL_PARTS else []))
+    small = [part for part in sorted(live) if (folder / part).stat().st_size < part_bytes / SMALL_PARTS]
+    many = [group for group in alike(folder, held.stage, small) if len(group) >= SMALL_PARTS]
+    return sorted({*dead, *chain.from_iterable(many)})
 
 
-def rewrite(folder: Path, held: Manifest, parts: list[str], schema: StageSchema) -> None:
-    """Move the live rows of some parts into new ones, then replace the manifest."""
-    import pyarrow.parquet as pq
+def rewrite(folder: Path, held: Manifest, parts: Sequence[str], part_bytes: int) -> None:
+    """Move the live rows of some parts into new ones, which are written as those were; then replace the manifest.
 
-    metadata = {"gap3d": (pq.read_schema(folder / parts[0]).metadata or {}).get(b"gap3d", b"").decode()}
+    Args:
+        folder: of the shard.
+        held: its manifest.
+        parts: their file names.
+        part_bytes: a new part is closed at this size.
+
+    Raises:
+        ValueError: no stage that this version knows wrote them.
+    """
     table = dict(held.rows)
+    for group in alike(folder, held.stage, parts):
+        for key, part, position in rewritten(folder, held, group, part_bytes):
+            table[key] = replace(table[key], part=part, part_row=position)
+    manifest.write(folder, held.next(table.values(), complete=held.complete, now=now()))
+
+
+def rewritten(folder: Path, held: Manifest, parts: Sequence[str], part_bytes: int) -> Iterator[tuple[str, str, int]]:
+    """(key, part, position in it) of the live rows of parts that are ``alike``, once they are written anew."""
+    schema, metadata = written_with(folder / parts[0], held.stage)
     writer: PartWriter | None = None
     positions: dict[str, int] = {}
+    for row, record in live_rows(folder, held, parts, schema.row_group_rows):
+        writer = writer or PartWriter(folder, schema, metadata)
+        positions[row.key] = writer.add(row.key, row.digest, record)
+        if writer.bytes >= part_bytes:
+            name, writer = writer.close(), None
+            yield from ((key, name, position) for key, position in positions.items())
+            positions.clear()
+    if writer is not None:
+        name = writer.close()
+        yield from ((key, name, position) for key, position in positions.items())
 
-    def publish(made: PartWriter) -> None:
-        name = made.close()
-        table.update((key, replace(table[key], part=name, part_row=position)) for key, position in positions.items())
-        positions.clear()
 
+def live_rows(
+    folder: Path, held: Manifest, parts: Sequence[str], at_once: int
+) -> Iterator[tuple[LedgerRow, dict[str, Any]]]:
+    """The rows of parts that a manifest refers to, and what they hold beside the key; few at once are in memory."""
     for part in parts:
         rows = sorted((row for row in held.rows.values() if row.part == part), key=lambda row: row.part_row or 0)
-        for start in range(0, len(rows), schema.row_group_rows):
-            chunk = rows[start : start + schema.row_group_rows]
-            writer = writer or PartWriter(folder, schema, metadata)
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
             for row, record in zip(
-                chunk, read_rows(folder / part, [r.part_row or 0 for r in chunk]).to_pylist(), strict=True
+                some, read_rows(folder / part, [r.part_row or 0 for r in some]).to_pylist(), strict=True
             ):
-                key = record.pop("key")
-                positions[key] = writer.add(key, row.digest, record)
-            if writer.bytes >= PART_BYTES:
-                publish(writer)
-                writer = None
-    if writer is not None:
-        publish(writer)
-    manifest.write(folder, held.next(table.values(), complete=held.complete, now=now()))
+                yield row, {name: value for name, value in record.items() if name != "key"}

@@ -15,7 +15,7 @@ ARITHMETIC = 1e-5  # of means and variances that are taken in float32
 
 
 @dataclass(frozen=True)
-class Moments:
+class TokenMoments:
     """Of tokens [..., C], each [...]: float32, the variance of the population in float64.
 
     Attributes:
@@ -40,13 +40,13 @@ class Sound:
     mean: float
     variance: tuple[float, float]
 
-    def holds(self, seen: Moments) -> Tensor:
+    def holds(self, seen: TokenMoments) -> Tensor:
         """Which tokens can be a target's: bool [...]."""
         least, most = self.variance
         return seen.finite & (seen.mean.abs() <= self.mean) & (seen.variance >= least) & (seen.variance <= most)
 
 
-def moments(tokens: Tensor) -> Moments:
+def token_moments(tokens: Tensor) -> TokenMoments:
     """Moments of tokens [..., C] of any precision, in a fifth of ``torch.var_mean``'s time.
 
     The variance is a difference of sums, where nothing cancels: a mean is near 0, or is found to be none of a target's.
@@ -56,7 +56,7 @@ def moments(tokens: Tensor) -> Moments:
     mean = values @ values.new_full((width,), 1 / width)
     norm = torch.linalg.vector_norm(values, dim=-1)
     variance = norm.double().square() / width - mean.double().square()
-    return Moments(mean, variance, norm, torch.isfinite(variance))
+    return TokenMoments(mean, variance, norm, torch.isfinite(variance))
 
 
 def round_off(kind: str, width: int) -> float:

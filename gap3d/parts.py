@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gap3d import fingerprints
-from gap3d.schemas import StageSchema
+from gap3d.schemas import StageSchema, schema_of
 from gap3d.temporary import SUFFIX as TEMPORARY
 from gap3d.temporary import sweep, temporary_file
 
@@ -118,6 +118,19 @@ class PartWriter:
         with contextlib.suppress(OSError, ValueError):  # the disk may be full: what is left goes with the file
             self._writer.close()
         self.temporary.unlink(missing_ok=True)
+
+
+def written_with(path: Path, stage: str) -> tuple[StageSchema, dict[str, str]]:
+    """Schema and metadata that ``PartWriter`` wrote a part of a stage with.
+
+    Raises:
+        ValueError: see ``schema_of``.
+    """
+    with pq.ParquetFile(path) as file:
+        zstd = file.metadata.row_group(0).column(0).compression == "ZSTD"
+        columns = file.schema_arrow
+    metadata = {"gap3d": (columns.metadata or {}).get(b"gap3d", b"").decode()}
+    return schema_of(stage, columns.remove_metadata(), "zstd" if zstd else "none"), metadata
 
 
 def name_of(path: Path) -> str:

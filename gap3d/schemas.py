@@ -12,13 +12,6 @@ STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")  # i
 IMAGE_STAGES = ("images", "targets", "dataset")  # the line of a collection of images
 
 TARGET_ROWS = 8  # of a row group of targets: 22 MB at ViT-L and 518 pixels
-GENERATED_STAGES = ("prompts", "generated")  # of a collection of token sets that an aligner made
-# Of what the evaluation compares: beside renders, or in a collection of their own.
-FEATURE_STAGES = (
-    *("features-inception", "features-dinov2", "features-clip", "features-clip_large"),
-    *("clouds", "features-pointnet"),
-)
-TAR_STAGES = ("image_text", "coco")  # beside the line: image-text pairs, unsharded
 
 
 @dataclass(frozen=True)
@@ -313,6 +306,54 @@ def clouds(points: int) -> StageSchema:
     """Columns of the clouds of objects: float32 [points, 3] each."""
     cloud = pa.field("points", pa.binary(12 * points), nullable=False)
     return StageSchema(pa.schema([KEY, ("object_id", pa.string()), cloud]), row_group_rows=64)
+
+
+# What every stage writes. How wide a row of targets, generated or clouds is, its own parts alone say.
+SCHEMAS = {
+    "catalog": CATALOG,
+    "downloads": DOWNLOADS,
+    "views": VIEWS,
+    "renders": RENDERS,
+    "images": IMAGES,
+    "targets": targets(1, 1, 1),
+    "dataset": DATASET,
+    # Beside the line: image-text pairs, unsharded.
+    "image_text": IMAGE_TEXT,
+    "coco": COCO,
+    # Of a collection of token sets that an aligner made, and what TRELLIS made of them.
+    "prompts": PROMPTS,
+    "generated": generated(1, 1, 1),
+    **{f"shapes-{method}": SHAPES for method in ("gap3d", "trellis-image", "trellis-text")},
+    # Of what the evaluation compares: beside renders, or in a collection of their own.
+    **{f"features-{name}": PICTURE_FEATURES for name in ("inception", "dinov2", "clip", "clip_large")},
+    "clouds": clouds(1),
+    "features-pointnet": CLOUD_FEATURES,
+}
+
+
+def schema_of(stage: str, columns: pa.Schema, compression: Compression) -> StageSchema:
+    """The schema that a part was written with.
+
+    Args:
+        stage: whose part it is.
+        columns: as the part has them.
+        compression: likewise.
+
+    Raises:
+        ValueError: no stage of that name writes anything.
+    """
+    if stage not in SCHEMAS:
+        raise ValueError(
+            f"{stage} is no stage that this version knows (gap3d.schemas.SCHEMAS): take the version that wrote it, or "
+            "remove its folder"
+        )
+    return replace(SCHEMAS[stage], columns=columns, compression=compression)
+
+
+def require_known(stage: str, schema: StageSchema) -> None:
+    """Raises ValueError for rows that a stage is not known to write: nobody could write them anew as they were."""
+    if schema_of(stage, schema.columns, schema.compression) != schema:
+        raise ValueError(f"{stage} is known to write other row groups, or other exempt columns (gap3d.schemas.SCHEMAS)")
 
 
 LEDGER = pa.schema(

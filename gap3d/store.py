@@ -7,13 +7,9 @@ consistent view: parts are never changed, and only ``gc`` removes them.
 import json
 import logging
 import os
-import socket
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +20,30 @@ from gap3d import fingerprints, manifest
 from gap3d.lease import NAME as LEASE
 from gap3d.lease import OWNER, lease
 from gap3d.manifest import LedgerRow, Manifest
-from gap3d.parts import TEMPORARY, PartWriter, name_of, publish, read_rows, write_atomically
-from gap3d.records import Outcome, SystemicFault
+from gap3d.parts import TEMPORARY, name_of, read_rows, write_atomically
+from gap3d.records import SystemicFault
 from gap3d.remote import blobs_at
-from gap3d.schemas import LEFT_OUT, StageSchema
+from gap3d.schemas import LEFT_OUT, StageSchema, require_known
 from gap3d.settings import ComputeSettings, Limits
-from gap3d.signals import unbroken
+from gap3d.shard_writer import ShardWriter
 
 log = logging.getLogger(__name__)
 ALL = "all"  # the one shard of an unpartitioned stage
+HEAD = "collection.json"  # what makes a folder a collection: the number of its shards
 
 
-def now() -> str:
-    """The time as ISO 8601 in UTC, to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def shards_in(head: Path) -> int:
+    """The number of shards that a collection was made with.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return int(json.loads(head.read_text())["shards"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{head} is damaged: write {{"shards": N}} into it, as many as a stage\'s folder has'
+        ) from error
 
 
 class Store:
@@ -59,11 +65,11 @@ class Store:
         self.folder = self.root / collection
         self.shards = fingerprints.shard_keys(shards)
         self.blobs = blobs_at(blobs or str(self.root / "blobs"))
-        head = self.folder / "collection.json"
+        head = self.folder / HEAD
         described = json.dumps({"shards": shards, "schema_version": 1}).encode()
         if not head.exists():
             write_atomically(head, described)
-        made_with = json.loads(head.read_text())["shards"]
+        made_with = shards_in(head)
         if made_with != shards and not any(path.is_dir() for path in self.folder.iterdir()):
             write_atomically(head, described)  # somebody looked before anything was made: nothing holds the number yet
             made_with = shards
@@ -75,12 +81,43 @@ class Store:
                 f"{kept}set catalog.shards = {made_with}, or choose another collection name"
             )
 
+    @classmethod
+    def open(cls, root: Path, collection: str, blobs: str = "") -> "Store":
+        """A collection that is there, whatever its number of shards.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        if not cls.exists(root, collection):
+            there = ", ".join(cls.collections(root)) or "none"
+            raise ValueError(f"there is no collection {collection} in {root} (there are: {there})")
+        return cls(root, collection, shards_in(root.expanduser() / collection / HEAD), blobs)
+
+    @classmethod
+    def exists(cls, root: Path, collection: str) -> bool:
+        """Whether a store has a collection of this name."""
+        return (root.expanduser() / collection / HEAD).is_file()
+
+    @classmethod
+    def collections(cls, root: Path) -> list[str]:
+        """Names of the collections of a store."""
+        return sorted(head.parent.name for head in root.expanduser().glob(f"*/{HEAD}"))
+
+    def other(self, collection: str) -> "Store":
+        """Another collection of the same store; raises as ``open`` does."""
+        return Store.open(self.root, collection, self.blobs.place)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (Store, (self.root, self.collection, len(self.shards), self.blobs.place))
 
     def shard(self, stage: str, shard: str) -> Path:
         """Folder of one shard of a stage."""
         return self.folder / stage / shard
+
+    def committed_shards(self) -> list[tuple[str, str]]:
+        """(stage, shard) of all that was ever committed, of whatever stage."""
+        places = (path.parent for path in self.folder.glob(f"*/*/{manifest.NAME}"))
+        return sorted((place.parent.name, place.name) for place in places)
 
     def committed(self, stage: str, shard: str) -> Manifest:
         """What was committed of a shard, whether or not its parts are still there."""
@@ -138,7 +175,7 @@ class Store:
                     keys = [
                         key for batch in file.iter_batches(batch_size=16) for key in batch.column("key").to_pylist()
                     ]
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, pa.ArrowException, KeyError) as error:
                 faults.append(f"{held.stage}/{held.shard}/{part}: {str(error).splitlines()[0][:200]}")
                 continue
             if part in held.left_out and name_of(path) != part:
@@ -168,13 +205,15 @@ class Store:
         compute: ComputeSettings,
         limits: Limits,
         metadata: Mapping[str, Any] | None = None,
-    ) -> Iterator["ShardWriter"]:
+    ) -> Iterator[ShardWriter]:
         """Hold a shard's lease and write it. What is finished is committed even when an exception leaves.
 
         Raises:
             LeaseHeld: another run writes it.
             SystemicFault: the disk is full or gone.
+            ValueError: ``gap3d.schemas`` does not know what the stage writes.
         """
+        require_known(stage, schema)
         folder = self.shard(stage, shard)
         with lease(folder, compute.lease_wait_s):
             held = self.manifest(stage, shard)
@@ -206,145 +245,6 @@ def clean(folder: Path, held: Manifest) -> None:
     for path in leftovers(folder, held):
         log.info("removing leftover %s", path)
         path.unlink(missing_ok=True)
-
-
-class ShardWriter:
-    """Collects outcomes of one shard and commits them as parts and a new manifest."""
-
-    def __init__(
-        self,
-        folder: Path,
-        held: Manifest,
-        schema: StageSchema,
-        compute: ComputeSettings,
-        limits: Limits,
-        metadata: Mapping[str, Any],
-    ) -> None:
-        self.folder = folder
-        self.schema = schema
-        self.compute = compute
-        self.limits = limits
-        self.rows = dict(held.rows)
-        self.added = 0
-        self.complete = held.complete
-        self.left_digest = held.left_digest
-        self._held = held
-        self._metadata = {"gap3d": json.dumps({"stage": held.stage, **metadata}, sort_keys=True)}
-        self._part: PartWriter | None = None
-        self._open: list[LedgerRow] = []
-        self._changed = False
-        self._flushed = time.monotonic()
-
-    @cached_property
-    def host(self) -> str:
-        """This machine's name."""
-        return socket.gethostname()
-
-    def add(self, outcome: Outcome, inputs: Mapping[str, str]) -> LedgerRow:
-        """Take one finished row.
-
-        Args:
-            outcome: what became of it.
-            inputs: the parts of its fingerprint.
-        """
-        digest = outcome.digest or fingerprints.row_digest(outcome.status.value, outcome.data, self.schema.exempt)
-        bound = {} if outcome.origin else manifest.limits_in_force(outcome.status, self.limits)
-        row = LedgerRow(
-            key=outcome.key,
-            status=outcome.status,
-            reason=outcome.reason,
-            origin=outcome.origin,
-            digest=digest,
-            fingerprint=fingerprints.digest_of(dict(inputs)),
-            inputs=dict(inputs),
-            limits=bound,
-            attempts=outcome.attempts,
-            seconds=float(outcome.seconds),
-            host=outcome.host or self.host,
-            device=outcome.device,
-            sandboxed=outcome.sandboxed,
-            finished_at=now(),
-            log_tail=outcome.log_tail,
-            costs=dict(outcome.costs),
-        )
-        with unbroken():
-            position = None
-            if outcome.data is not None:
-                if self._part is None:
-                    self._part = PartWriter(self.folder, self.schema, self._metadata)
-                position = self._part.add(outcome.key, digest, outcome.data)
-            self._open.append(replace(row, part_row=position))
-        self.added += 1
-        due = time.monotonic() - self._flushed >= self.compute.flush_s or len(self._open) >= self.compute.flush_rows
-        if due or (self._part is not None and self._part.bytes >= self.compute.part_bytes):
-            self.flush()
-        return row
-
-    def keep_only(self, keys: set[str]) -> None:
-        """Forget rows whose objects are gone from the catalog."""
-        gone = set(self.rows) - keys
-        for key in gone:
-            del self.rows[key]
-        self._changed = self._changed or bool(gone)
-
-    def leave_out(self, files: Sequence[Path], digest: str, counts: Mapping[str, int]) -> None:
-        """Replace the rows that a selection left out.
-
-        Args:
-            files: with the columns of ``schemas.LEFT_OUT``; they are moved in.
-            digest: of the rows.
-            counts: their number by status.
-        """
-        names = tuple(sorted(publish(path, self.folder) for path in files))
-        made = replace(self._held, left_out=names, left_digest=digest, left_counts=dict(counts))
-        self._held = made.retire(self._held.parts, now())
-        self._changed = True
-
-    def finish(self, expected: set[str]) -> Manifest:
-        """Commit, and prove that every expected row is there, once.
-
-        Raises:
-            RuntimeError: rows are missing: a fault of this program, never of the input.
-        """
-        self.keep_only(expected)
-        missing = expected - set(self.rows) - {row.key for row in self._open}
-        if missing:
-            raise RuntimeError(
-                f"{self._held.stage}/{self._held.shard}: no outcome for {len(missing)} rows, e.g. {sorted(missing)[:3]}"
-            )
-        self.flush(complete=True)
-        return self._held
-
-    def flush(self, *, complete: bool = False) -> None:
-        """Publish the open part, then the manifest that lists it."""
-        with unbroken():
-            self._flush(complete)
-
-    def _flush(self, complete: bool) -> None:
-        if self._part is not None:
-            part = self._part.close()
-            self._open = [replace(row, part=part if row.part_row is not None else None) for row in self._open]
-            self._part = None
-        self.rows.update((row.key, row) for row in self._open)
-        if self._open or self._changed or complete != self.complete or self._held.sequence == 0:
-            held = self._held.next(self.rows.values(), complete=complete, now=now())
-            manifest.write(self.folder, held)
-            self._held = held
-            self._changed = False
-            self.complete = complete
-        self._open = []
-        self._flushed = time.monotonic()
-
-    def flush_open(self) -> None:
-        """Commit rows that are finished, if any are not committed yet; the shard stays incomplete."""
-        if self._open:
-            self.flush()
-
-    def discard(self) -> None:
-        """Drop what is not committed."""
-        if self._part is not None:
-            self._part.discard()
-        self._part, self._open = None, []
 
 
 def free_bytes(path: Path) -> int:

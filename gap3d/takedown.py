@@ -20,6 +20,7 @@ from gap3d.exports import pieces
 from gap3d.lease import lease
 from gap3d.manifest import Manifest
 from gap3d.parts import write_atomically
+from gap3d.settings import ComputeSettings
 from gap3d.store import Store
 
 EXPORTS = "exports.json"  # of a collection: folders that its renders were written to
@@ -118,8 +119,8 @@ def forgotten(store: Store, denials: Sequence[Denial]) -> dict[str, str]:
 
 def shard_folders(store: Store) -> Iterator[tuple[Path, Manifest]]:
     """Every shard of every stage that something was committed to."""
-    for path in sorted(store.folder.glob(f"*/*/{manifest.NAME}")):
-        yield path.parent, manifest.read(path.parent, path.parent.parent.name, path.parent.name)
+    for held in gc.shards(store):
+        yield store.shard(held.stage, held.shard), held
 
 
 def parts_of(folder: Path, held: Manifest) -> list[Path]:
@@ -139,15 +140,16 @@ def holds(path: Path, objects: Mapping[str, str]) -> bool:
     return any(key.partition("/")[0] in objects for key in keys)
 
 
-def rewrite(store: Store, objects: Mapping[str, str], wait_s: float) -> Erased:
+def rewrite(store: Store, objects: Mapping[str, str], compute: ComputeSettings) -> Erased:
     """Move the rows of others out of every live part that holds a denied object; the part itself is retired by it.
 
     Raises:
-        ValueError: a stage still has rows of such an object: it has to run first.
+        ValueError: a stage still has rows of such an object: it has to run first; or a part is of no stage that this
+            version knows.
     """
     done = Erased(objects)
     for folder, seen in shard_folders(store):
-        with lease(folder, wait_s):
+        with lease(folder, compute.lease_wait_s):
             held = store.manifest(seen.stage, seen.shard)
             live = {key.partition("/")[0] for key, row in held.rows.items() if row.part} & set(objects)
             if live:
@@ -156,9 +158,8 @@ def rewrite(store: Store, objects: Mapping[str, str], wait_s: float) -> Erased:
                     "run `python -m pipelines.line`, then gc again"
                 )
             parts = [path.name for path in holders(folder, held, objects) if path.name in held.parts]
-            schema = gc.SCHEMAS.get(held.stage) or gc.targets_schema(folder, held)
-            if parts and schema is not None:
-                gc.rewrite(folder, held, parts, schema)
+            if parts:
+                gc.rewrite(folder, held, parts, compute.part_bytes)
                 done.parts += [f"{held.stage}/{held.shard}/{part}" for part in parts]
     return done
 
@@ -248,13 +249,13 @@ def unpacked_copies(store: Store, contents: set[tuple[str, str]]) -> Iterator[Pa
 def others(store: Store, done: Erased) -> list[str]:
     """Other collections of the store that hold one of the objects, or one of their files."""
     digests, found = {sha256 for _, sha256 in done.contents}, []
-    for head in sorted(store.root.glob("*/collection.json")):
-        if head.parent == store.folder:
+    for name in Store.collections(store.root):
+        if name == store.collection:
             continue
-        other = gc.opened(store, head.parent)
+        other = store.other(name)
         parts = [path for folder, held in shard_folders(other) for path in holders(folder, held, done.objects)]
         if parts or gc.listed_blobs(other) & digests:
-            found.append(head.parent.name)
+            found.append(name)
     return found
 
 

@@ -24,10 +24,10 @@ from gap3d.evaluation.queries import Which, queries_of, usual
 from gap3d.evaluation.quirks import QUIRKS, of_table
 from gap3d.evaluation.result import Result, known, save
 from gap3d.evaluation.rounding import note_of, noted
-from gap3d.evaluation.tokens import TokenSets, of_dataset, open_tokens, worth
+from gap3d.evaluation.tokens import TokenSets, collection_at, of_dataset, open_tokens, worth
 from gap3d.metrics.alignment import KINDS, MEASURES
 from gap3d.settings import Settings
-from pipelines import prompts
+from gap3d.store import Store
 from pipelines.command import parse, parser, resolved, say, sentences, stop
 from pipelines.evaluation import printed
 from pipelines.evaluation.subjects import place_of
@@ -100,7 +100,7 @@ def of_model(
         name: of the row; default: the model's.
         vlm: see ``predictions``.
     """
-    store = prompts.existing(settings, collection)
+    store = Store.open(settings.store, collection, settings.blobs)
     captions = usual(store, "alignment")
     found: Predictions = predictions(settings, model, collection, captions, vlm)
     with found.sets as predicted, of_dataset(store) as true:
@@ -129,9 +129,7 @@ def of_places(
     """
     place = place_of(settings, str(true))
     with open_tokens(place_of(settings, str(predicted))) as ours, open_tokens(place) as theirs:
-        if theirs.description["source"] == "dataset":
-            collection = place if (place / "collection.json").is_file() else place.parent
-            store = prompts.existing(settings.model_copy(update={"store": collection.parent}), collection.name)
+        if theirs.description["source"] == "dataset" and (store := collection_at(place)):
             asked = captions or usual(store, "alignment")
             pairs = [(query.key, query.truth) for query in queries_of(store, asked)]
             folder, which = store.folder, str(asked)

@@ -3,7 +3,6 @@
 python -m pipelines.around --collection toys4k
 """
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -63,11 +62,11 @@ def true_settings(settings: Settings) -> Settings:
     name = settings.evaluation.true
     if not name:
         return settings_of(settings)
-    head = settings.store / name / "collection.json"
-    if not head.exists():
+    if not Store.exists(settings.store, name):
         raise ValueError(f"evaluation.true = {name}: there is no such collection in {settings.store}")
-    shards = settings.catalog.model_copy(update={"shards": json.loads(head.read_text())["shards"]})
-    return settings.model_copy(update={"collection": name, "catalog": shards})
+    shards = len(Store.open(settings.store, name, settings.blobs).shards)
+    catalog = settings.catalog.model_copy(update={"shards": shards})
+    return settings.model_copy(update={"collection": name, "catalog": catalog})
 
 
 def run(settings: Settings, shards: Sequence[str] = (), *, true: bool = True) -> Report:

@@ -23,7 +23,8 @@ from gap3d.references import FILE_TYPES
 from gap3d.schemas import CATALOG
 from gap3d.selection import Selection
 from gap3d.settings import Settings
-from gap3d.store import ShardWriter, Store
+from gap3d.shard_writer import ShardWriter
+from gap3d.store import Store
 from gap3d.temporary import TemporaryFolder
 from pipelines.command import open_store, stage_main
 from pipelines.progress import progress

@@ -1,6 +1,6 @@
 """features of clouds: what PointNet++ sees of objects, from depth pictures all around them. Key: object_id.
 
-python -m pipelines.cloud_features --of made:gap3d
+python -m pipelines.cloud_features --of my-sets:gap3d
 """
 
 import sys

@@ -16,7 +16,8 @@ from gap3d.coco import Coco, Image, opened
 from gap3d.records import Failure, Outcome, Status
 from gap3d.schemas import COCO
 from gap3d.settings import Settings
-from gap3d.store import ALL, ShardWriter, Store
+from gap3d.shard_writer import ShardWriter
+from gap3d.store import ALL, Store
 from pipelines.command import open_store, stage_main
 from pipelines.progress import progress
 from pipelines.report import Report, ShardReport

@@ -20,7 +20,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from gap3d.lease import LeaseHeld
 from gap3d.records import SystemicFault
-from gap3d.schemas import FEATURE_STAGES, GENERATED_STAGES, TAR_STAGES
+from gap3d.schemas import SCHEMAS
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines.job import NotReady
@@ -226,15 +226,15 @@ def require_catalog(store: Store, *, or_without: bool = False) -> None:
 
     Args:
         store: the collection.
-        or_without: a collection of image-text tars, of token sets that were generated, or of features needs neither.
+        or_without: a collection with anything else, such as image-text tars, generated token sets or features, needs
+            neither.
     """
-    enough = (*TAR_STAGES, GENERATED_STAGES[0], *FEATURE_STAGES)
-    if or_without and any((store.folder / stage).exists() for stage in enough):
-        return
     firsts = ("catalog", "images")
+    if or_without and any((store.folder / stage).exists() for stage in SCHEMAS if stage not in firsts):
+        return
     if not any(all(store.manifest(stage, shard).complete for shard in store.shards) for stage in firsts):
-        heads = store.root.glob("*/collection.json")
-        made = sorted(head.parent.name for head in heads if any((head.parent / stage).is_dir() for stage in firsts))
+        names = Store.collections(store.root)
+        made = [name for name in names if any((store.root / name / stage).is_dir() for stage in firsts)]
         others = f", or name one that is there (--collection {', '.join(made)})" if made else ""
         raise NotReady(
             f"collection {store.collection} has no catalog yet in {store.root}: "

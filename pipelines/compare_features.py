@@ -110,7 +110,7 @@ def main() -> None:
         if not (settings.store / known.other / "catalog").is_dir() or Path(known.other).name != known.other:
             raise NotReady(f"there is no collection {known.other!r} in {settings.store}: run the line on it first")
         require_catalog(one)
-        other = gc.opened(one, one.root / known.other)
+        other = one.other(known.other)
         say(*lines(compare(one, other)), f"encoder of these settings: {label(settings)}")
 
 

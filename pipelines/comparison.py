@@ -25,7 +25,7 @@ from gap3d.parts import write_atomically
 from gap3d.prompts import of_file
 from gap3d.records import Status, SystemicFault
 from gap3d.settings import Settings
-from gap3d.store import free_bytes
+from gap3d.store import Store, free_bytes
 from gap3d.trellis.process import Installation
 from pipelines import around, generate, generation_metrics, prompts, trellis
 from pipelines.command import RESOLVED, parse, parser, resolved, say, sentences, stop
@@ -164,7 +164,7 @@ def make(columns: Sequence[Column], shaping: Shaping | None) -> dict[str, Report
 def true_collection(settings: Settings) -> str:
     """The collection whose renders the image baseline sees: those from all around, where they are made."""
     name = settings.evaluation.true or around.settings_of(settings).collection
-    return name if (settings.store / name / "collection.json").exists() else settings.collection
+    return name if Store.exists(settings.store, name) else settings.collection
 
 
 def spec_of(column: Column) -> str:

@@ -17,9 +17,10 @@ import numpy as np
 from gap3d import document, fingerprints
 from gap3d.atlas import inventory, page, pictures
 from gap3d.dataset_index import Row
+from gap3d.manifest import now
 from gap3d.parts import write_atomically
 from gap3d.settings import Settings
-from gap3d.store import Store, now
+from gap3d.store import Store
 from pipelines import pages, survey
 from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
 from pipelines.survey import Bounds, Survey

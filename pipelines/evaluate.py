@@ -10,7 +10,8 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
     sys.path.pop(0)
 
 from gap3d.settings import Settings
-from pipelines import alignment_metrics, evaluation_report, generation_metrics, prompts, retrieval_metrics
+from gap3d.store import Store
+from pipelines import alignment_metrics, evaluation_report, generation_metrics, retrieval_metrics
 from pipelines.command import resolved, say, stage_main
 from pipelines.evaluation.measured import of_report
 from pipelines.predictions import checkpoint_of
@@ -32,7 +33,7 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     for model in settings.evaluation.models:
         checkpoint_of(settings, model)
     for collection in settings.evaluation.collections:
-        prompts.existing(settings, collection)
+        Store.open(settings.store, collection, settings.blobs)
     report = merge(PROGRAMS[table].run(settings) for table in settings.tables)
     say(f"wrote {evaluation_report.of_settings(settings)}")
     return report

@@ -19,7 +19,6 @@ from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines.command import open_store, parse, parser, say, sentences, stop
 from pipelines.evaluation.objects import asked_of
-from pipelines.prompts import existing
 
 NAME = "prompts.jsonl"
 
@@ -58,7 +57,7 @@ def evaluation_prompts(settings: Settings, path: Path | None = None) -> Path:
         ValueError: see ``rows_of``.
     """
     true = settings.evaluation.true
-    store = existing(settings, true) if true else open_store(settings)
+    store = Store.open(settings.store, true, settings.blobs) if true else open_store(settings)
     path = path or store.folder / FOLDER / NAME
     lines = rows_of(store, settings.evaluation.count, settings.evaluation.shuffle)
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace")

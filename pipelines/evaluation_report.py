@@ -15,9 +15,9 @@ from gap3d.evaluation.page import Comparison, Picture
 from gap3d.evaluation.published import Published, bundled, with_file
 from gap3d.evaluation.result import FOLDER, TABLES, Result, find
 from gap3d.evaluation.standing import newest
+from gap3d.manifest import now
 from gap3d.parts import write_atomically
 from gap3d.settings import Settings
-from gap3d.store import now
 from pipelines import pages
 from pipelines.command import parse, parser, say, sentences
 from pipelines.evaluation.measured import homes

@@ -26,11 +26,10 @@ def erase(store: Store, settings: Settings) -> list[str]:
         temporary.sweep(folder, pattern)
     if not objects:
         return []
-    wait_s = settings.compute.lease_wait_s
-    done = takedown.rewrite(store, objects, wait_s)
+    done = takedown.rewrite(store, objects, settings.compute)
     if store.manifest(dataset.STAGE, ALL).complete:
         dataset.run(settings)  # the index names the parts that hold its rows now, also where a kill came between
-    takedown.remove(store, done, wait_s)
+    takedown.remove(store, done, settings.compute.lease_wait_s)
     left = takedown.traces(store, objects, done.contents)
     if left:
         raise SystemicFault(f"{len(left)} traces of denied objects are left: {', '.join(left[:5])}")
@@ -75,7 +74,7 @@ def main() -> None:
         if not known.dry_run:
             told = erase(store, settings)
             say(*told)
-        for stage, shard, parts in gc.compact(store, settings.compute.lease_wait_s, dry_run=known.dry_run):
+        for stage, shard, parts in gc.compact(store, settings.compute, dry_run=known.dry_run):
             say(f"compact {stage}/{shard}: {parts} parts into one")
         found = gc.collect(store, known.grace_hours * 3600, settings.compute.lease_wait_s, dry_run=known.dry_run)
         for removal in found:

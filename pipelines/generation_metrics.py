@@ -36,7 +36,6 @@ from pipelines.evaluation.objects import Subject, TrueObjects, true_objects
 from pipelines.evaluation.references import references
 from pipelines.evaluation.sources import require, subject_of
 from pipelines.predictions import checkpoint_of
-from pipelines.prompts import existing
 from pipelines.report import Report, ShardReport, merge
 from pipelines.trellis import METHODS, stage_of
 
@@ -89,7 +88,7 @@ def shaped(settings: Settings, true: TrueObjects) -> Iterator[str]:
     """What TRELLIS made of these very prompts, in any collection of the store."""
     wanted = {key: (asked.index, asked.caption_index) for key, asked in true.asked.items()}
     for folder in sorted({path.parent for path in settings.store.glob("*/shapes-*") if path.is_dir()}):
-        store = existing(settings, folder.name)
+        store = Store.open(settings.store, folder.name, settings.blobs)
         found: dict[str, tuple[int, int]] = {}
         for shard in store.shards:
             rows = store.read(store.manifest("prompts", shard), ["index", "caption_index"])

@@ -21,7 +21,8 @@ from gap3d.manifest import LedgerRow
 from gap3d.records import Outcome, Status, SystemicFault
 from gap3d.schemas import IMAGES
 from gap3d.settings import Settings
-from gap3d.store import ShardWriter, Store
+from gap3d.shard_writer import ShardWriter
+from gap3d.store import Store
 from pipelines.cluster import open_pool
 from pipelines.command import open_store, stage_main
 from pipelines.progress import progress

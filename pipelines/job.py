@@ -12,7 +12,8 @@ from gap3d.manifest import Manifest
 from gap3d.records import Outcome, Status
 from gap3d.schemas import StageSchema
 from gap3d.settings import Settings
-from gap3d.store import ShardWriter, Store
+from gap3d.shard_writer import ShardWriter
+from gap3d.store import Store
 from pipelines.cluster import open_pool
 from pipelines.progress import progress, show_bytes
 from pipelines.report import Report, ShardReport

@@ -10,10 +10,11 @@ from typing import Any
 from gap3d import document, fingerprints, gallery
 from gap3d.entries import STAGES, Entry, pictures, shard_entries
 from gap3d.gallery import Counts, Shot, Size
+from gap3d.manifest import now
 from gap3d.parts import write_atomically
 from gap3d.records import Failure
 from gap3d.settings import RANDOM_ENCODERS, Settings
-from gap3d.store import Store, now
+from gap3d.store import Store
 from gap3d.thumbnails import depth_thumbnail, thumbnail
 
 FOLDER = "reports"  # below the collection's

@@ -1,7 +1,7 @@
 """features of pictures: what Inception, DINOv2 and CLIP see of objects from all around. Key: (object_id, view).
 
 python -m pipelines.picture_features --of toys4k-around
-python -m pipelines.picture_features --of made:gap3d
+python -m pipelines.picture_features --of my-sets:gap3d
 python -m pipelines.picture_features --of FOLDER
 """
 

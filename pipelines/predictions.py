@@ -72,7 +72,7 @@ def predictions(
         SystemicFault: the disk can't take the token sets.
     """
     checkpoint = checkpoint_of(settings, model, vlm)
-    measured = prompts.existing(settings, collection)
+    measured = Store.open(settings.store, collection, settings.blobs)
     queries = queries_of(measured, which)
     fitting(checkpoint.layout, measured)
     own = settings.model_copy(
@@ -202,7 +202,7 @@ def main() -> None:
     signal.signal(signal.SIGHUP, stop)
     with sentences(made):
         collection = known.measured or settings.collection
-        measured = prompts.existing(settings, collection)
+        measured = Store.open(settings.store, collection, settings.blobs)
         which = known.which or usual(measured, "alignment")
         if known.write:
             queries = queries_of(measured, which)

@@ -5,7 +5,6 @@ python -m pipelines.prompts --prompts FILE --into NAME
 
 import argparse
 import hashlib
-import json
 import re
 import signal
 import sys
@@ -150,8 +149,8 @@ def collection_of(settings: Settings, name: str, prompts: int | None = None) -> 
     """
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} can't name a collection: letters, digits, '.', '_' and '-', the first no sign")
-    if (settings.store / name / "collection.json").exists():
-        store = existing(settings, name)
+    if Store.exists(settings.store, name):
+        store = Store.open(settings.store, name, settings.blobs)
         if any((store.folder / stage).is_dir() for stage in ("catalog", "images")):
             raise ValueError(
                 f"collection {name} has a catalog: choose another name for what is generated (--into NAME)"
@@ -165,18 +164,6 @@ def collection_of(settings: Settings, name: str, prompts: int | None = None) -> 
         store = Store(settings.store, name, shards, settings.blobs)
     catalog = settings.catalog.model_copy(update={"shards": len(store.shards)})
     return store, settings.model_copy(update={"collection": name, "catalog": catalog})
-
-
-def existing(settings: Settings, name: str) -> Store:
-    """A collection of the settings' store that is there, whatever its number of shards.
-
-    Raises:
-        ValueError: there is none of this name.
-    """
-    head = settings.store / name / "collection.json"
-    if not head.exists():
-        raise ValueError(f"there is no collection {name} in {settings.store}")
-    return Store(settings.store, name, json.loads(head.read_text())["shards"], settings.blobs)
 
 
 def add_flags(made: argparse.ArgumentParser) -> None:

@@ -33,7 +33,7 @@ from gap3d.trellis.turntable import PROTOCOLS, Turntable
 from pipelines.command import parse, parser, say, sentences, stop
 from pipelines.job import Item, Job, NotReady, Row, passed_on, require_complete
 from pipelines.job import run as run_job
-from pipelines.prompts import collection_of, existing
+from pipelines.prompts import collection_of
 from pipelines.report import Report
 from pipelines.shaper import FOLDER, TIMES, Shaper, Source, Wanted, discard, stand
 from pipelines.worker import Resources
@@ -105,7 +105,7 @@ def renders_of(settings: Settings, collection: str) -> dict[str, list[Place]]:
     Raises:
         NotReady: it has none.
     """
-    store = existing(settings, collection)
+    store = Store.open(settings.store, collection, settings.blobs)
     found: dict[str, dict[str, tuple[float | None, Place]]] = {}
     for shard in store.shards:
         held = store.manifest("renders", shard)

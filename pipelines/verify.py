@@ -6,7 +6,6 @@ Says what to remove where a part is damaged; tells rows by stage, and mean, vari
 import shlex
 
 from gap3d.audit import audit
-from gap3d.schemas import FEATURE_STAGES, GENERATED_STAGES, STAGES, TAR_STAGES
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines import coco, image_text, images
@@ -35,16 +34,15 @@ def main() -> None:
         store = open_store(settings)
         require_catalog(store, or_without=True)
         parts, damaged = 0, []
-        for stage in (*STAGES, images.STAGE, *GENERATED_STAGES, *FEATURE_STAGES, *TAR_STAGES):
-            for shard in [ALL] if stage in ("dataset", *TAR_STAGES) else store.shards:
-                try:
-                    held = store.committed(stage, shard)
-                    found, parts = store.verify(held), parts + len(held.parts)
-                except ValueError as error:
-                    found = [str(error)]
-                if found:
-                    say(*found)
-                    damaged.append(str(store.shard(stage, shard)))
+        for stage, shard in store.committed_shards():  # also of stages that this version does not know
+            try:
+                held = store.committed(stage, shard)
+                found, parts = store.verify(held), parts + len(held.parts)
+            except ValueError as error:
+                found = [str(error)]
+            if found:
+                say(*found)
+                damaged.append(str(store.shard(stage, shard)))
         faults = [] if damaged else audited(store, settings)
         tars = [fault for stage in (image_text, coco, images) for fault in stage.damaged(settings, store)]
         say(*tars, f"{parts} parts read, {len(damaged)} shards damaged")

@@ -185,7 +185,7 @@ def perform(run: Run) -> int:
         return 0
     gc.SMALL_PARTS = 2
     store = open_store(settings)
-    gc.compact(store, 0.0, dry_run=False)
+    gc.compact(store, settings.compute, dry_run=False)
     gc.collect(store, 0.0, 0.0, dry_run=False)
     return 0
 

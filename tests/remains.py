@@ -8,8 +8,9 @@ from folders import small
 from killed import Run
 from processes import alive, mentioning
 
-from gap3d import manifest
 from gap3d.lease import NAME as LEASE
+from gap3d.manifest import NAME as MANIFEST
+from gap3d.store import Store
 from pipelines.command import open_store
 from pipelines.report import Report
 
@@ -29,8 +30,8 @@ def settings_of(run):
 def manifests(store):
     """Everything that is committed; none of it is damaged."""
     found = []
-    for path in sorted(store.folder.glob(f"*/*/{manifest.NAME}")):
-        held = store.manifest(path.parent.parent.name, path.parent.name)
+    for stage, shard in store.committed_shards():
+        held = store.manifest(stage, shard)
         assert store.verify(held) == []
         found.append(held)
     return found
@@ -38,7 +39,7 @@ def manifests(store):
 
 def committed(run):
     """(stage, key, digest) of every committed row; before the store is made, none."""
-    if not (Path(run.store) / "test" / "collection.json").exists():
+    if not Store.exists(Path(run.store), "test"):
         return set()
     store = open_store(settings_of(run))
     return {(held.stage, key, row.digest) for held in manifests(store) for key, row in held.rows.items()}
@@ -57,7 +58,7 @@ def leftovers(run):
     used = set()
     for held in manifests(store):
         folder = store.shard(held.stage, held.shard)
-        known = held.parts | set(held.retired) | {manifest.NAME, LEASE}
+        known = held.parts | set(held.retired) | {MANIFEST, LEASE}
         found += [path for path in folder.iterdir() if path.name not in known]
         if held.stage == "downloads":
             used |= {file["sha256"] for row in store.read(held, ["files"]).values() for file in row["files"]}

@@ -5,13 +5,14 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 from gap3d.records import Outcome, Status
-from gap3d.schemas import StageSchema, targets
+from gap3d.schemas import SCHEMAS, StageSchema, targets
 from gap3d.settings import ComputeSettings, Limits
 
 PLAIN = StageSchema(
     pa.schema([pa.field("key", pa.string(), nullable=False), ("value", pa.string()), ("place", pa.string())]),
     exempt=("place",),
 )
+SCHEMAS["plain"] = PLAIN
 ONE_BY_ONE = ComputeSettings(flush_rows=1, lease_wait_s=0)
 TOGETHER = ComputeSettings(flush_rows=1000, lease_wait_s=0)
 

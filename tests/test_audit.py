@@ -12,12 +12,13 @@ import torch
 from folders import small, write_box
 from hypothesis import given
 from hypothesis import strategies as st
+from stores import TOGETHER, flipped, only_part, write
 
-from gap3d import gc, manifest
+from gap3d import manifest
 from gap3d.audit import Audit, Statistics, audit, compare_with_source
 from gap3d.features.tokens import TORCH_DTYPES, targets_from_prenorm
 from gap3d.moments import round_off
-from gap3d.parts import PartWriter
+from gap3d.parts import PartWriter, written_with
 from pipelines import catalog, targets, verify
 from pipelines.command import open_store
 
@@ -44,12 +45,29 @@ def change_tokens(store, change):
     patches = np.frombuffer(rows[0]["patches"], np.float16).reshape(-1, len(rows[0]["cls"])).copy()
     change(patches)
     rows[0]["patches"] = patches.tobytes()
-    writer = PartWriter(folder, gc.targets_schema(folder, held), {"gap3d": table.schema.metadata[b"gap3d"].decode()})
+    writer = PartWriter(folder, *written_with(folder / part, "targets"))
     for row in rows:
         writer.add(row.pop("key"), "", {**row, "cls": np.array(row["cls"], np.float32)})
     (folder / writer.close()).replace(folder / part)
     assert store.verify(held) == []
     return table["key"][0].as_py()
+
+
+def test_verify_reads_every_part_that_was_committed_whatever_its_stage(tmp_path, monkeypatch, capsys):
+    settings = small(tmp_path / "store", tmp_path / "objects", catalog={"shards": 1})
+    store = open_store(settings)
+    stages = ["shapes-trellis-image", "features-clip_large", "clouds", "renders", "of_a_newer_version"]
+    for stage in stages:
+        write(store, {f"{index:03d}": stage * 200 for index in range(50)}, TOGETHER)
+        (store.folder / "plain").rename(store.folder / stage)
+    code, said = run_verify(settings, tmp_path, monkeypatch, capsys)
+    assert code == 0 and "5 parts read, 0 shards damaged" in said
+    paths = [only_part(store, store.committed(stage, "0")) for stage in stages]
+    for path in paths:
+        path.write_bytes(flipped(path.read_bytes(), path.stat().st_size // 2))
+    code, said = run_verify(settings, tmp_path, monkeypatch, capsys)
+    assert code == 1 and "5 parts read, 5 shards damaged" in said
+    assert all(f"{path.relative_to(store.folder)}: " in said and str(path.parent) in said for path in paths)
 
 
 def run_verify(settings, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gap3d.metrics.bootstrap import mean_interval
-from gap3d.metrics.frechet import Moments, frechet_distance, gaussian_distance, square_factor
+from gap3d.metrics.frechet import FeatureMoments, frechet_distance, gaussian_distance, square_factor
 from gap3d.metrics.kernel import kernel_distance
 
 
@@ -18,7 +18,7 @@ def random_features(count, width, seed, scale=1.0):
 
 
 def moments_of(features):
-    found = Moments(features.shape[1])
+    found = FeatureMoments(features.shape[1])
     found.update(features)
     return found
 
@@ -32,10 +32,10 @@ def moments_of(features):
 )
 def test_streamed_moments_are_those_of_all_features_at_once(cuts, merged, offset, seed):
     features = np.random.default_rng(seed).normal(offset, 1, (40, 3))
-    found = Moments(3)
+    found = FeatureMoments(3)
     for piece in np.split(features, sorted(cuts)):
         if merged:
-            other = Moments(3)
+            other = FeatureMoments(3)
             other.update(piece)
             found.merge(other)
         else:
@@ -46,7 +46,7 @@ def test_streamed_moments_are_those_of_all_features_at_once(cuts, merged, offset
 
 
 def test_a_million_features_take_the_memory_of_two_matrices():
-    found = Moments(2)
+    found = FeatureMoments(2)
     for start in range(0, 1_000_000, 100_000):
         found.update(torch.arange(start, start + 100_000, dtype=torch.float64)[:, None] * torch.tensor([1.0, -1.0]))
     exact = (1_000_000**2 + 1_000_000) / 12  # of 0 ... n - 1, over n - 1

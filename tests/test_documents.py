@@ -1,4 +1,4 @@
-"""What README and docs/ name is there: files, headings, programs, settings."""
+"""What README, CONTRIBUTING and docs/ name is there: files, headings, programs, settings."""
 
 import importlib.util
 import re
@@ -11,7 +11,8 @@ from gap3d.evaluation.quirks import QUIRKS
 from gap3d.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 METHOD = ROOT / "docs" / "method.md"
 CODE = ["gap3d", "pipelines", "render", "assets_defs", "benchmarks", "tests"]
 TEXTS = [path for top in CODE for kind in ("py", "toml") for path in (ROOT / top).rglob(f"*.{kind}")] + DOCUMENTS
@@ -46,7 +47,7 @@ def test_every_link_leads_to_a_file_and_a_heading_that_are_there(document):
 
 
 def test_every_document_is_reached_from_the_readme():
-    assert {ROOT / path for path in re.findall(r"\]\((docs/\w+\.md)", prose(ROOT / "README.md"))} == set(DOCUMENTS[1:])
+    assert {ROOT / path for path in re.findall(r"\]\((docs/\w+\.md)", prose(ROOT / "README.md"))} == set(PAGES)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
@@ -56,6 +57,12 @@ def test_every_program_and_setting_that_is_named_exists(document):
         assert importlib.util.find_spec(module), f"python -m {module}"
     for section, name in re.findall(r"--(?:no-)?([a-z_]+)\.([a-z_]+)", text):
         assert name in Settings.model_fields[section].annotation.model_fields, f"--{section}.{name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_every_source_that_is_named_exists(document):
+    for path in re.findall(r"`((?:gap3d|render|pipelines|assets_defs|tests)/[\w/.-]+)", prose(document)):
+        assert (ROOT / path).exists(), path
 
 
 def in_one_line(path):

@@ -24,6 +24,7 @@ from gap3d.features.tokens import TokenLayout
 from gap3d.prompts import of_file, of_texts
 from gap3d.records import Status, SystemicFault
 from gap3d.settings import ComputeSettings
+from gap3d.store import Store
 from pipelines import generate, prompts
 from pipelines.generate import Checkpoint
 from pipelines.generator import Wish
@@ -197,7 +198,7 @@ def test_the_program_is_killed_and_run_again_as_if_nothing_had_been(tmp_path, ch
     point = Point("pipelines.generator:Generator.generated", call=4)
     assert nursery.run(replace(run, point=asdict(point))) == -signal.SIGKILL, log.read_text()
     assert nursery.run(replace(run, log=str(again))) == 0, again.read_text()
-    store = prompts.existing(settings_at(tmp_path / "store"), "made")
+    store = Store.open(tmp_path / "store", "made")
     assert stored(store) == stored(whole[0])
     said = again.read_text()
     assert "5 rows: 5 ok; computed 3" in said  # a batch of two was in flight, another behind it

@@ -15,7 +15,7 @@ from gap3d.evaluation.matching import Known, Matched, match, of_key, of_path
 from gap3d.evaluation.retrieved import nearest
 from gap3d.metrics.bootstrap import mean_interval
 from gap3d.metrics.extractors.clip import clip_score
-from gap3d.metrics.frechet import Moments, frechet_distance, gaussian_distance
+from gap3d.metrics.frechet import FeatureMoments, frechet_distance, gaussian_distance
 from gap3d.metrics.kernel import kernel_distance
 from gap3d.records import Failure, Outcome, Status
 from gap3d.schemas import CLOUD_FEATURES, PICTURE_FEATURES
@@ -179,7 +179,7 @@ def test_unpaired_keeps_the_true_pictures_of_objects_whose_generation_failed(tmp
     true, made = features_at(tmp_path, "true", ours), features_at(tmp_path, "made", theirs)
     pairs = [replace(pair, failure=Failure(Status.TIMEOUT, "")) if pair.key < "002" else pair for pair in pairs_of(6)]
     cell = measure(pairs, true, made, {}, Measuring(unpaired=True)).cells["fd_inception"]
-    sets = [Moments(WIDTH["inception"]) for _ in range(2)]
+    sets = [FeatureMoments(WIDTH["inception"]) for _ in range(2)]
     sets[0].update(stacked(ours, "inception", sorted(ours["inception"])))
     sets[1].update(stacked(theirs, "inception", ["002", "003", "004", "005"]))
     assert cell.value == pytest.approx(frechet_distance(*sets), rel=1e-9)

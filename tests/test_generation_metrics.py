@@ -44,7 +44,6 @@ from pipelines.evaluation.sources import pictures_of, require, texts_of
 from pipelines.evaluation_report import folders_of
 from pipelines.generation_metrics import of_objects, shaped
 from pipelines.job import NotReady
-from pipelines.prompts import existing
 
 SIZE, OBJECTS = 32, 4
 SMALL = dict.fromkeys(("inception", "dinov2", "clip", "clip_large", "pointnet"), "random-small")
@@ -368,7 +367,7 @@ def test_a_folder_of_meshes_comes_through_the_line_from_all_around(toys, tmp_pat
     name = result.protocol["generated"]["collection"]
     (same,), later = of_objects(settings, f"collection:{name}", "collection")
     assert same.cells == result.cells and later.count("computed", "renders") == 0
-    assert parent_of(settings, existing(settings, f"{name}-around")).collection == name
+    assert parent_of(settings, Store.open(settings.store, f"{name}-around", settings.blobs)).collection == name
 
 
 def test_results_lie_with_the_objects_whose_renders_from_all_around_are_the_true_ones(toys, tmp_path):

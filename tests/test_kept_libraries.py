@@ -5,7 +5,7 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from gap3d.metrics.frechet import Moments, frechet_distance
+from gap3d.metrics.frechet import FeatureMoments, frechet_distance
 from gap3d.metrics.kernel import kernel_distance
 
 SIDE, WIDTH = 6, 16
@@ -34,7 +34,7 @@ def sets():
 
 
 def moments_of(features):
-    found = Moments(features.shape[1])
+    found = FeatureMoments(features.shape[1])
     found.update(features)
     return found
 

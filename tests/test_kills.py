@@ -62,11 +62,11 @@ NEXT = {"": "catalog", "catalog": "downloads", "downloads": "renders", "renders"
 """What is computed after a stage; views in the same breath as renders."""
 PART, MANIFEST = "gap3d.parts:PartWriter.close", "gap3d.manifest:write"
 SYNC, RENAME, REMOVE = "gap3d.parts:fsync_path", "pathlib:Path.replace", "pathlib:Path.unlink"
-FINISH, SEND = "gap3d.store:ShardWriter.finish", "render.channel:Channel.send"
+FINISH, SEND = "gap3d.shard_writer:ShardWriter.finish", "render.channel:Channel.send"
 
 POINTS = {
     # What is there before, then where it dies.
-    "catalog: leases held, nothing written": ("", Point("gap3d.store:ShardWriter.__init__", "after", call=2)),
+    "catalog: leases held, nothing written": ("", Point("gap3d.shard_writer:ShardWriter.__init__", "after", call=2)),
     "catalog: part written, not named": ("", Point(SYNC, "after", r"catalog/\w/\.part", 2)),
     "catalog: part named, not in the manifest": ("", Point(PART, "after", "/catalog/", 2)),
     "catalog: new manifest written, old one in place": ("", Point(RENAME, "before", "catalog/.*manifest", 2)),

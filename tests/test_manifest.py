@@ -1,13 +1,16 @@
 """Manifests: there and back, damage, versions."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import flipped, write
+from stores import PLAIN, flipped, write
 
 from gap3d import manifest
 from gap3d.manifest import LedgerRow, Manifest
 from gap3d.records import Status
+from gap3d.schemas import SCHEMAS
 from gap3d.store import Store
 
 keys = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
@@ -86,7 +89,7 @@ def test_a_manifest_of_another_schema_version_is_refused(store, monkeypatch):
 def test_a_manifest_of_version_1_is_read_or_its_rows_are_made_again(store, monkeypatch, stage, kept):
     monkeypatch.setattr(manifest, "SCHEMA_VERSION", 1)
     monkeypatch.setattr(manifest, "LEDGER", manifest.LEDGER.remove(manifest.LEDGER.get_field_index("sandboxed")))
-    held = write(store, {"a": "1"}, stage=stage)
+    held = write(store, {"a": "1"}, stage=stage, schema=replace(SCHEMAS[stage], columns=PLAIN.columns))
     monkeypatch.undo()
     now = store.manifest(stage, "0")
     if kept:

@@ -19,7 +19,7 @@ from remains import new_run
 
 from gap3d.fingerprints import row_digest
 from gap3d.records import Outcome, SystemicFault
-from gap3d.store import ShardWriter
+from gap3d.shard_writer import ShardWriter
 from pipelines import featurizer, images, targets
 from pipelines.command import open_store
 from pipelines.report import Report

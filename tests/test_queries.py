@@ -43,7 +43,6 @@ def test_drawn_are_the_captions_of_the_protocol_in_the_order_of_the_image_ids(ms
     assert [each.index for each in found] == list(range(7)) and all(each.key == each.truth for each in found)
     for each, number in zip(found, there, strict=True):
         assert expected[number][1][each.caption_index] == each.caption
-    assert queries_of(store.folder, "drawn") == found
 
 
 def test_all_are_the_different_captions_of_every_image_by_annotation_id(mscoco):
@@ -63,7 +62,7 @@ def test_all_are_the_different_captions_of_every_image_by_annotation_id(mscoco):
 def test_the_tables_take_the_papers_captions(mscoco, tmp_path):
     assert (usual(mscoco[0], "alignment"), usual(mscoco[0], "retrieval")) == ("drawn", "all")
     store, _ = collection(tmp_path, 5)
-    assert usual(store, "alignment") == usual(store.folder, "retrieval") == "longest"
+    assert usual(store, "alignment") == usual(store, "retrieval") == "longest"
 
 
 def test_the_longest_caption_is_that_of_the_first_frame_and_of_equals_the_first(tmp_path):
@@ -101,8 +100,6 @@ def test_what_can_not_be_asked_is_a_sentence_that_says_what_to_do(tmp_path):
         queries_of(store, "longest")
     with pytest.raises(ValueError, match="choose one of drawn, longest, all"):
         queries_of(store, "shortest")
-    with pytest.raises(ValueError, match="is no collection of a store"):
-        queries_of(tmp_path, "all")
     with pytest.raises(ValueError, match="no dataset index: run"):
         queries_of(Store(tmp_path, "empty", 1), "all")
 

@@ -199,6 +199,21 @@ def test_the_number_of_shards_is_free_until_something_is_made(tmp_path):
         Store(tmp_path, "looked_at", shards=4)
 
 
+def test_a_collection_that_is_there_is_opened_whatever_its_shards_and_none_is_made_by_looking(tmp_path):
+    made = Store(tmp_path, "made", 4, str(tmp_path / "elsewhere"))
+    found = Store.open(tmp_path, "made", str(tmp_path / "elsewhere"))
+    assert (found.folder, found.shards, found.blobs.place) == (made.folder, made.shards, made.blobs.place)
+    near = Store(tmp_path, "near", 1).other("made")
+    assert (near.shards, near.blobs.place) == (made.shards, str(tmp_path / "blobs"))
+    with pytest.raises(ValueError, match=r"there is no collection mdae in .*\(there are: made, near\)"):
+        Store.open(tmp_path, "mdae")
+    assert Store.exists(tmp_path, "made") and not Store.exists(tmp_path, "mdae")
+    assert Store.collections(tmp_path) == ["made", "near"] == sorted(path.name for path in tmp_path.iterdir())
+    (made.folder / "collection.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"collection\.json is damaged: write"):
+        Store.open(tmp_path, "made")
+
+
 @pytest.mark.parametrize("path", ["../out.obj", "l/../../out.obj", "/tmp/out.obj"])
 def test_an_objects_files_are_laid_out_in_its_own_tree_only(tmp_path, path):
     (tmp_path / "a.obj").write_bytes(b"v 0 0 0\n")

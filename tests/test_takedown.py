@@ -187,7 +187,7 @@ def test_a_takedown_that_was_killed_half_way_is_ended_by_the_next_gc(made):
     _, after, _ = made
     run_line(after)
     store = open_store(after)
-    rewrite(store, denied(store), 0.0)  # and then nothing: the index still names the parts that are to go
+    rewrite(store, denied(store), after.compute)  # and then nothing: the index still names the parts that are to go
     gc.erase(store, after)
     for row in store.read(store.manifest("dataset", "all")).values():
         assert (store.shard("targets", row["target_shard"]) / row["target_part"]).exists()
@@ -244,7 +244,7 @@ def test_what_only_exports_still_hold_is_erased_there(made, tmp_path):
     (tmp_path / "objects" / "painted.obj").unlink()
     run_line(before)
     store = open_store(before)
-    collect.compact(store, 0.0, dry_run=False)
+    collect.compact(store, before.compute, dry_run=False)
     collect.collect(store, 0.0, 0.0, dry_run=False)
     run_line(after)
     assert denied(store) == {key: "denied: asked by its author"}

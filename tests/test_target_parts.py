@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from served import served
-from stores import flipped
+from stores import ONE_BY_ONE, flipped
 from target_stores import LAYOUT, as_stored, tokens_of, write_part
 
 from gap3d import gc
@@ -89,7 +89,7 @@ def test_compression_makes_parts_smaller_and_survives_compaction(store):
     plain = write_part(Store(store.root, "plain", 1), "0", tokens)
     write_part(store, "0", tokens, compression="zstd", part_rows=4)
     assert len(store.manifest("targets", "0").parts) == 10
-    assert gc.compact(store, 0, dry_run=False) == [("targets", "0", 10)]
+    assert gc.compact(store, ONE_BY_ONE, dry_run=False) == [("targets", "0", 10)]
     with TargetPart(only(store)) as part:
         prove(part, tokens, "float16")
         assert not part.open(0).mapped
@@ -100,7 +100,7 @@ def test_compression_makes_parts_smaller_and_survives_compaction(store):
 def test_int8_parts_survive_compaction(store):
     tokens = images(40)
     write_part(store, "0", tokens, dtype="int8", part_rows=4)
-    gc.compact(store, 0, dry_run=False)
+    gc.compact(store, ONE_BY_ONE, dry_run=False)
     with TargetPart(only(store)) as part:
         prove(part, tokens, "int8")
         assert part.open(0).mapped

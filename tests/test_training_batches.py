@@ -18,6 +18,7 @@ from gap3d.features.encoders import load_encoder
 from gap3d.features.images import to_uint8
 from gap3d.features.tokens import TokenLayout
 from gap3d.records import SystemicFault
+from gap3d.settings import ComputeSettings
 from gap3d.store import Store
 from gap3d.training.batches import ahead
 from gap3d.training.data import described, open_batches
@@ -123,7 +124,7 @@ def test_rows_that_were_arranged_anew_go_on_at_the_same_place(tmp_path, caplog):
     digest = described(settings, settings.pretraining).digest
     place = taken(opened(settings), 3)[-1].place
     store = Store(tmp_path, "test", 2)
-    compacted = gc.compact(store, 0.0, dry_run=False)
+    compacted = gc.compact(store, ComputeSettings(), dry_run=False)
     assert compacted
     write_index(store)
     assert described(settings, settings.pretraining).digest == digest

@@ -16,6 +16,7 @@ from gap3d import gc
 from gap3d.aligner.model import load_aligner
 from gap3d.aligner.weights import read_weights
 from gap3d.records import SystemicFault
+from gap3d.settings import ComputeSettings
 from gap3d.store import Store
 from gap3d.takedown import traces
 from gap3d.training.broken import BrokenStep
@@ -89,7 +90,7 @@ def test_gc_and_verify_leave_trainings_alone(place, tmp_path):
     shutil.copytree(place, tmp_path / "store")
     store = Store(tmp_path / "store", "test", 2)
     before = {path: path.read_bytes() for path in (store.folder / "aligner").rglob("*") if path.is_file()}
-    gc.compact(store, 0.0, dry_run=False)
+    gc.compact(store, ComputeSettings(), dry_run=False)
     gc.collect(store, 0.0, 0.0, dry_run=False)
     assert {path: path.read_bytes() for path in (store.folder / "aligner").rglob("*") if path.is_file()} == before
     assert not [trace for trace in traces(store, {"0000/000": ""}) if "aligner" in trace]  # no key of a sample

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gap3d.atlas.histogram import Histogram
-from gap3d.moments import moments, round_off
+from gap3d.moments import round_off, token_moments
 
 OUTLYING = 5.0  # times the median channel's RMS
 NAMED_CHANNELS = 12
@@ -141,7 +141,7 @@ class TokenStatistics:
 
     def _take(self, image: Tensor) -> None:
         count, width = image.shape
-        seen = moments(image)
+        seen = token_moments(image)
         self.bound = round_off(self.kind, width)
         self.images += 1
         self.tokens += count

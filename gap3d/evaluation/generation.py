@@ -18,7 +18,7 @@ from gap3d.evaluation.feature_rows import FeatureRows
 from gap3d.evaluation.result import Cell, Sample
 from gap3d.metrics.bootstrap import mean_interval
 from gap3d.metrics.extractors.clip import clip_score
-from gap3d.metrics.frechet import Moments, frechet_distance
+from gap3d.metrics.frechet import FeatureMoments, frechet_distance
 from gap3d.metrics.kernel import kernel_distance
 from gap3d.records import Failure
 
@@ -231,16 +231,16 @@ def distance(
     if metric.kind == "kernel":
         value = KERNEL_SCALE * kernel_distance(together(ours, first), together(theirs, second))
         return Cell(value, samples=count)
-    value = frechet_distance(moments(ours, first), moments(theirs, second))
+    value = frechet_distance(feature_moments(ours, first), feature_moments(theirs, second))
     fewest = min(ours.per_object * len(first), theirs.per_object * count)
     # Told, because a reader would take the number for one of a larger set: it falls with the number of features.
     few = f"{fewest} features of {width} channels: the covariance is singular, and the distance too great"
     return Cell(value, samples=count, note=few if fewest <= width else "")
 
 
-def moments(features: FeatureRows, keys: Sequence[str]) -> Moments:
+def feature_moments(features: FeatureRows, keys: Sequence[str]) -> FeatureMoments:
     """Mean and covariance over all features of these objects; none is kept."""
-    made = Moments(features.width)
+    made = FeatureMoments(features.width)
     for some in features.batches(keys):
         made.update(some.reshape(-1, features.width))
     return made

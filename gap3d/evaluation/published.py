@@ -171,8 +171,12 @@ def bundled() -> Published:
         check(made, number, paper.values, FILE)
         if unknown := {name for column in paper.columns.values() for name in column.needs} - set(QUIRKS):
             raise ValueError(f"{FILE}: quirks {', '.join(sorted(unknown))} are unknown")
-        parts = (paper.conditions, *(each.conditions for each in (*paper.rows.values(), *paper.columns.values())))
-        known(dict.fromkeys(name for part in parts for name in part), made.conditions, f"{FILE}: there is no condition")
+        asked = [*paper.conditions]
+        for row in paper.rows.values():
+            asked += row.conditions
+        for column in paper.columns.values():
+            asked += column.conditions
+        known(dict.fromkeys(asked), made.conditions, f"{FILE}: there is no condition")
     return made
 
 

@@ -3,10 +3,8 @@
 An object of several views counts once, by its first frame: view 0.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gap3d import dataset_index
@@ -38,18 +36,18 @@ class Query:
     index: int
 
 
-def usual(collection: Store | Path, table: Table) -> Which:
+def usual(store: Store, table: Table) -> Which:
     """Which captions a table of the paper takes of a collection: MS-COCO's are drawn and all, others' the longest."""
-    if not has_drawn(opened(collection)):
+    if not has_drawn(store):
         return "longest"
     return "drawn" if table == "alignment" else "all"
 
 
-def queries_of(collection: Store | Path, which: Which) -> list[Query]:
+def queries_of(store: Store, which: Which) -> list[Query]:
     """The queries of a collection's good rows, in the protocol's order: MS-COCO's images by id, objects by sha256.
 
     Args:
-        collection: with a dataset; as a store's collection or its folder.
+        store: a collection with a dataset.
         which: ``drawn``: the one caption of each MS-COCO image that the protocol draws (docs/method.md 8.1).
             ``longest``: of each image, of equally long ones the first. ``all``: each different caption.
 
@@ -58,7 +56,6 @@ def queries_of(collection: Store | Path, which: Which) -> list[Query]:
     """
     if which not in get_args(Which):
         raise ValueError(f"{which!r} names no captions: choose one of {', '.join(get_args(Which))}")
-    store = opened(collection)
     found = [
         (row["key"], index, caption, which == "all")
         for row, captions, drawn in pictures_of(store, which)
@@ -127,17 +124,3 @@ def chosen(captions: Sequence[str], drawn: str, which: Which) -> list[tuple[int,
 def has_drawn(store: Store) -> bool:
     """Whether it is a collection of MS-COCO, with the protocol's captions."""
     return bool(store.manifest(COCO, ALL).rows)
-
-
-def opened(collection: Store | Path) -> Store:
-    """A collection by its folder.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if isinstance(collection, Store):
-        return collection
-    head = collection / "collection.json"
-    if not head.is_file():
-        raise ValueError(f"{collection} is no collection of a store: name <store>/<collection>")
-    return Store(collection.parent, collection.name, json.loads(head.read_text())["shards"])

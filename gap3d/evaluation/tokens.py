@@ -14,7 +14,6 @@ from torch import Tensor
 
 from gap3d import dataset_index, fingerprints, manifest
 from gap3d.evaluation.plain_sets import SHARDS, PlainSets, is_ours
-from gap3d.evaluation.queries import opened
 from gap3d.evaluation.target_sets import TargetSets, of_parts, parquet
 from gap3d.features.encoder import UNTRAINED
 from gap3d.records import Failure, Status
@@ -200,12 +199,19 @@ def open_tokens(place: Store | Path | str) -> TokenSets:
     path = Path(place).expanduser().absolute()
     if not path.exists():
         raise ValueError(f"{path} is not there: name a collection, or a folder of Parquet or .npz shards")
-    if (path / "collection.json").is_file():
-        return of_collection(opened(path))
-    if (path.parent / "collection.json").is_file() and path.name in ("generated", "dataset", "targets"):
-        store = opened(path.parent)
-        return of_generated(store) if path.name == "generated" else of_dataset(store)
-    return of_shards(path)
+    if (store := collection_at(path)) is None:
+        return of_shards(path)
+    if path == store.folder:
+        return of_collection(store)
+    return of_generated(store) if path.name == "generated" else of_dataset(store)
+
+
+def collection_at(place: Path) -> Store | None:
+    """The collection whose folder it is, or one of whose stages of token sets it is; None where it is neither."""
+    for folder in (place, place.parent) if place.name in ("generated", "dataset", "targets") else (place,):
+        if Store.exists(folder.parent, folder.name):
+            return Store.open(folder.parent, folder.name)
+    return None
 
 
 def of_collection(store: Store) -> TokenSets:

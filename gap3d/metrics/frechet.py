@@ -33,7 +33,7 @@ def as_features(features: Features) -> Tensor:
     return exact
 
 
-class Moments:
+class FeatureMoments:
     """Mean and covariance of features that come a batch at a time; no feature is kept.
 
     Args:
@@ -64,7 +64,7 @@ class Moments:
         centred = exact - mean  # before the products: those of uncentred features would lose digits
         self._join(len(exact), mean.cpu(), (centred.T @ centred).cpu())
 
-    def merge(self, other: "Moments") -> None:
+    def merge(self, other: "FeatureMoments") -> None:
         """Take in all that another has seen.
 
         Raises:
@@ -96,7 +96,7 @@ class Moments:
         return self._scatter / (self.count - 1)
 
 
-def frechet_distance(first: Moments, second: Moments) -> float:
+def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
     """Distance of two sets of features; 0 for the same, up to rounding.
 
     Raises:

@@ -6,7 +6,7 @@ from gap3d.evaluation.quirks import Table
 from gap3d.evaluation.result import Result, find
 from gap3d.records import SystemicFault
 from gap3d.settings import Settings
-from pipelines.prompts import existing
+from gap3d.store import Store
 from pipelines.report import Report
 
 
@@ -19,11 +19,11 @@ def homes(settings: Settings) -> list[Path]:
     """Folders of the collections whose results these settings can make."""
     section = settings.evaluation
     names = dict.fromkeys(filter(None, (settings.collection, *section.collections, section.true)))
-    if section.true and (settings.store / section.true / "collection.json").is_file():
+    if section.true and Store.exists(settings.store, section.true):
         from pipelines.evaluation.objects import parent_of  # brings torch
 
         # Of renders from all around, results lie with the objects that they show.
-        names[parent_of(settings, existing(settings, section.true)).collection] = None
+        names[parent_of(settings, Store.open(settings.store, section.true, settings.blobs)).collection] = None
     return [settings.store / name for name in names]
 
 

@@ -22,7 +22,6 @@ from pipelines import around, cloud_features, picture_features
 from pipelines.command import load_settings, open_store
 from pipelines.evaluation import pictured
 from pipelines.evaluation.references import Picture
-from pipelines.prompts import existing
 from pipelines.report import Report, merge
 
 PER_OBJECT: Mapping[Name, int] = {"pointnet": 1, **dict(VIEWS.items())}  # rows of features
@@ -98,7 +97,7 @@ def true_objects(settings: Settings) -> tuple[TrueObjects, Report]:
     Raises:
         ValueError: no object has a caption.
     """
-    store = existing(settings, settings.evaluation.true or settings.collection)
+    store = Store.open(settings.store, settings.evaluation.true or settings.collection, settings.blobs)
     base = parent_of(settings, store)
     source, report = from_all_around(settings, store, true=True)
     rows: dict[str, Mapping[str, Any]] = {}
@@ -121,7 +120,7 @@ def parent_of(settings: Settings, store: Store) -> Store:
     """The collection that one of renders from all around was derived from; any other is its own."""
     rows = (row for shard in store.shards for row in store.manifest("catalog", shard).rows.values())
     name = next((row.inputs[around.FROM] for row in rows if around.FROM in row.inputs), "")
-    return existing(settings, name) if name else store
+    return Store.open(settings.store, name, settings.blobs) if name else store
 
 
 def from_all_around(settings: Settings, store: Store, *, true: bool) -> tuple[Pictured, Report]:

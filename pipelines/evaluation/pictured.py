@@ -22,7 +22,7 @@ from gap3d.store import Store
 from pipelines import around
 from pipelines.command import open_store, resolved, say, sentences, stop
 from pipelines.job import Item, Row, follower, require_complete
-from pipelines.prompts import NAME, existing
+from pipelines.prompts import NAME
 from pipelines.report import Report
 from pipelines.worker import Resources
 
@@ -64,11 +64,11 @@ def source_of(settings: Settings, place: str, into: str = "") -> Pictured:
         ValueError: it is none of them, or the collection is one of something else.
         NotReady: a stage has to run first.
     """
-    if NAME.fullmatch(place) and (settings.store / place / "collection.json").exists():
-        return rendered(existing(settings, place))
+    if NAME.fullmatch(place) and Store.exists(settings.store, place):
+        return rendered(Store.open(settings.store, place, settings.blobs))
     name, _, method = place.rpartition(":")
-    if NAME.fullmatch(name) and (settings.store / name / "collection.json").exists():
-        made, stage = existing(settings, name), f"{SHAPES}{method}"
+    if NAME.fullmatch(name) and Store.exists(settings.store, name):
+        made, stage = Store.open(settings.store, name, settings.blobs), f"{SHAPES}{method}"
         for shard in made.shards:
             require_complete(made, stage, shard, "trellis")
         count = sum(len(made.manifest(stage, shard).rows) for shard in made.shards)
@@ -76,7 +76,7 @@ def source_of(settings: Settings, place: str, into: str = "") -> Pictured:
         return Shaped(made, stage, taking(settings, into or f"{name}-{method}", count, note))
     root = Path(place).expanduser().absolute()
     if not root.is_dir():
-        others = ", ".join(sorted(head.parent.name for head in settings.store.glob("*/collection.json")))
+        others = ", ".join(Store.collections(settings.store))
         raise ValueError(
             f"{place} is no collection of {settings.store} (there are: {others or 'none'}), no COLLECTION:METHOD "
             "with objects of TRELLIS, and no folder of pictures"
@@ -100,7 +100,7 @@ def taking(settings: Settings, name: str, objects: int, note: Mapping[str, str])
             raise ValueError(
                 f"collection {name} holds features of {said['kind']} {said['name']}: choose another name (--into NAME)"
             )
-        return existing(settings, name)
+        return Store.open(settings.store, name, settings.blobs)
     if (settings.store / name).exists() and any(each.is_dir() for each in (settings.store / name).iterdir()):
         raise ValueError(f"collection {name} is one of something else: choose another name (--into NAME)")
     store = Store(settings.store, name, 1 << max(0, -(-objects // SHARD_OBJECTS) - 1).bit_length(), settings.blobs)

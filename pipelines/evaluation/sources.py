@@ -30,7 +30,6 @@ from pipelines.evaluation.objects import Subject, TrueObjects, featured, from_al
 from pipelines.evaluation.references import Picture
 from pipelines.evaluation.seen import trained_on
 from pipelines.predictions import checkpoint_of
-from pipelines.prompts import existing
 from pipelines.report import Report, merge
 from pipelines.trellis import METHODS, STAGE, stage_of
 
@@ -92,9 +91,9 @@ def require(settings: Settings, spec: str) -> None:
     if kind == "retrieved":
         checkpoint_of(settings, place)
     elif kind == "trellis":
-        method_of(existing(settings, place.partition(":")[0]), place.partition(":")[2])
+        method_of(Store.open(settings.store, place.partition(":")[0], settings.blobs), place.partition(":")[2])
     elif kind == "collection":
-        existing(settings, place)
+        Store.open(settings.store, place, settings.blobs)
     elif kind == "pictures":
         require_views(Path(place).expanduser().absolute(), settings.evaluation.views)
     elif not Path(place).expanduser().is_dir():
@@ -142,7 +141,7 @@ def of_retrieved(settings: Settings, place: str, model: str, true: TrueObjects) 
 def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
     """What TRELLIS made of a collection's prompts."""
     name, _, method = place.partition(":")
-    made = existing(settings, name)
+    made = Store.open(settings.store, name, settings.blobs)
     method = method_of(made, method)
     stage = f"{STAGE}-{method}"
     source = pictured.source_of(settings, f"{name}:{method}")
@@ -237,7 +236,7 @@ def texts_of(captions: Mapping[str, Sequence[str]], asked: Mapping[str, Mapping[
 
 def of_collection(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
     """A collection of this store, rendered from all around."""
-    store = existing(settings, place)
+    store = Store.open(settings.store, place, settings.blobs)
     source, rendered = from_all_around(settings, store, true=False)
     return of_meshes_in(settings, store, source, rendered, model or place, true)
 
@@ -247,10 +246,13 @@ def of_meshes(settings: Settings, place: str, model: str, true: TrueObjects) -> 
     root = Path(place).expanduser().absolute()
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", root.name).strip("-.") or "objects"
     name = f"{slug}-meshes-{digest_of(str(root))[:8]}"
-    known = (settings.store / name / "collection.json").exists()
-    shards = len(existing(settings, name).shards) if known else shards_for(sum(1 for _ in walk(root)))
+    if Store.exists(settings.store, name):
+        shards = len(Store.open(settings.store, name, settings.blobs).shards)
+    else:
+        shards = shards_for(sum(1 for _ in walk(root)))
     source, report = rendered_around(settings, name, SourceSettings(kind="folder", path=root), shards, true=False)
-    return of_meshes_in(settings, existing(settings, name), source, report, model or root.name, true)
+    store = Store.open(settings.store, name, settings.blobs)
+    return of_meshes_in(settings, store, source, report, model or root.name, true)
 
 
 def shards_for(objects: int) -> int:

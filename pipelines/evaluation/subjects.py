@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from gap3d import dataset_index
-from gap3d.evaluation.queries import Query, Which, opened, queries_of, usual
+from gap3d.evaluation.queries import Query, Which, queries_of, usual
 from gap3d.evaluation.query_table import matched, read_queries
-from gap3d.evaluation.tokens import TokenSets, of_dataset, open_tokens
+from gap3d.evaluation.tokens import TokenSets, collection_at, of_dataset, open_tokens
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines.predictions import predictions
-from pipelines.prompts import existing
 
 log = logging.getLogger(__name__)
 
-HEAD = "collection.json"  # in the folder of every collection
 CAPTIONS: tuple[Which, ...] = ("longest", "all")  # whose keys are an image's, or an image's and a number
 
 
@@ -64,7 +62,7 @@ def of_aligner(
         name: of the row; default: the model's.
         vlm: see ``predictions``.
     """
-    store = existing(settings, collection)
+    store = Store.open(settings.store, collection, settings.blobs)
     which = captions_of(settings, store)
     # Of several captions an image nothing but retrieval is measured: what it compares is a two hundredth of a set.
     sampling = settings.sampling.model_copy(update={"pooled": which == "all"})
@@ -103,8 +101,8 @@ def of_places(
     sets = [closing.enter_context(open_tokens(place)) for place in places]
     home, store = settings.store.expanduser().absolute() / settings.collection, None
     if sets[1].description["source"] == "dataset":
-        store = opened(places[1] if (places[1] / HEAD).is_file() else places[1].parent)
-        home = store.folder if store.root == home.parent else home
+        store = collection_at(places[1])
+        home = store.folder if store and store.root == home.parent else home
     images = first_frames(store) if store else sets[1].keys
     queries, captions = asked(settings, sets[0], set(images), store, table)
     if not any(each.key in sets[0] and each.truth in sets[1] for each in queries):
@@ -160,8 +158,8 @@ def captions_of(settings: Settings, store: Store) -> Which:
 
 def place_of(settings: Settings, place: str) -> Path:
     """Where a collection of this store, or a folder, lies."""
-    named = settings.store / place
-    return named.absolute() if Path(place).name == place and (named / HEAD).is_file() else Path(place).absolute()
+    named = Path(place).name == place and Store.exists(settings.store, place)
+    return (settings.store / place if named else Path(place).expanduser()).absolute()
 
 
 def first_frames(store: Store) -> list[str]:
