@@ -44,9 +44,9 @@ smoke-online: install  ## with a network: 20 real objects of every source, and t
 lint: install  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy gap3d render pipelines assets_defs
+	$(BIN)/mypy gap3d render pipelines assets_defs benchmarks
 
-bench: install  ## the tables of benchmarks/
+bench: install  ## the tables of docs/numbers.md; some, or quickly: python -m benchmarks --help
 	$(BIN)/python -m benchmarks
 
 versions: install  ## record that the stages' sources are as they are meant to be

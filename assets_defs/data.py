@@ -9,7 +9,7 @@ from assets_defs import events
 from assets_defs.automation import AFTER_TARGETS, FIRST, FIRST_HOP, ON_CHANGE, ON_NEW_VERSION, WHEN_SETTLED
 from assets_defs.partitions import SETTINGS, SHARDS
 from assets_defs.resources import Compute
-from assets_defs.tokens import looks as token_looks
+from assets_defs.tokens import metadata_of as token_metadata
 from gap3d import fingerprints
 from gap3d.store import ALL
 from pipelines import rendering
@@ -158,9 +158,9 @@ def views_and_renders(context: dg.AssetExecutionContext, compute: Compute) -> It
         stage for stage in rendering.STAGES if dg.AssetKey(stage) in context.op_execution_context.selected_asset_keys
     ]
     report = compute.run(context, "rendering", [shard], asked)
-    looks = events.looks(compute.settings(), shard)
+    shown = events.shard_metadata(compute.settings(), shard)
     for stage in asked:
-        yield events.result(stage, report, shard, looks)
+        yield events.result(stage, report, shard, shown)
 
 
 @dg.asset(
@@ -203,7 +203,7 @@ def targets(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
 
     shard = context.partition_key
     report = compute.run(context, "targets", [shard])
-    extra = {"encoder": label(compute.settings()), **events.looks(compute.settings(), shard)}
+    extra = {"encoder": label(compute.settings()), **events.shard_metadata(compute.settings(), shard)}
     return events.result("targets", report, shard, extra)
 
 
@@ -225,7 +225,7 @@ def dataset(context: dg.AssetExecutionContext, compute: Compute) -> dg.Materiali
     outliers, near duplicates, storage.
     """
     report = compute.run(context, "dataset")
-    return events.result("dataset", report, ALL, token_looks(compute.settings()))
+    return events.result("dataset", report, ALL, token_metadata(compute.settings()))
 
 
 OF_OBJECTS: Sequence[dg.AssetsDefinition | dg.AssetSpec] = [catalog, shard_manifest, downloads, views_and_renders]

@@ -61,11 +61,11 @@ def measured(context: dg.AssetExecutionContext, compute: Compute, name: Table) -
     content = [[one.collection, one.model, one.fingerprint, one.samples_digest] for one in results]
     return dg.MaterializeResult(
         data_version=dg.DataVersion(fingerprints.digest_of(sorted(content))),
-        metadata=looks(settings, name, results, history, report),
+        metadata=metadata_of(settings, name, results, history, report),
     )
 
 
-def looks(
+def metadata_of(
     settings: Settings, name: Table, results: Sequence[Result], history: Sequence[Result], report: Report
 ) -> dict[str, Any]:
     """Metadata: the history and the figure as pictures, the table, every cell as a number, and where it all lies."""
@@ -142,7 +142,7 @@ def table_of(settings: Settings, results: Sequence[Result]) -> str:
         lines = [
             [
                 f"{plain(column.title)} {arrow(column)}",
-                *(told(result.cells.get(name), intervals=intervals) for result in results),
+                *(format_cell(result.cells.get(name), intervals=intervals) for result in results),
             ]
             for name, column in columns.items()
         ]
@@ -157,7 +157,7 @@ def heading(settings: Settings, result: Result) -> str:
     return f"{called(result)}{where}{how}"
 
 
-def told(cell: Cell | None, *, intervals: bool) -> str:
+def format_cell(cell: Cell | None, *, intervals: bool) -> str:
     """A cell in four digits."""
     if cell is None or cell.value is None:
         return "-"

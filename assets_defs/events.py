@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from gap3d.report import contact_sheet
+from gap3d.contact_sheet import contact_sheet
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines.command import open_store
@@ -69,7 +69,7 @@ def picture(store: Store, settings: Settings, shard: str) -> dg.MetadataValue:
     return dg.MetadataValue.md(f"![contact sheet](data:image/jpeg;base64,{base64.b64encode(sheet).decode()})")
 
 
-def looks(settings: Settings, shard: str) -> dict[str, dg.MetadataValue]:
+def shard_metadata(settings: Settings, shard: str) -> dict[str, dg.MetadataValue]:
     """What a person can look at: the shard's contact sheet, and of objects the path of the HTML report, up to date.
 
     A path, not a link: a browser follows none from http:// to file://; the UI copies a path with one click.

@@ -47,10 +47,10 @@ def trained(context: dg.AssetExecutionContext, compute: Compute, stage: Stage) -
         )
     if not result["trained"]:
         context.log.warning(f"{result['label']}: what this aligner generates means nothing")
-    return dg.MaterializeResult(data_version=dg.DataVersion(result["digest"]), metadata=looks(run, result))
+    return dg.MaterializeResult(data_version=dg.DataVersion(result["digest"]), metadata=metadata_of(run, result))
 
 
-def looks(run: Any, result: Mapping[str, Any]) -> dict[str, Any]:
+def metadata_of(run: Any, result: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata of a finished run: its curves first, then what it is, what was measured, where it lies."""
     from gap3d.training import curves, health, log
 

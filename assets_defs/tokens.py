@@ -17,7 +17,7 @@ from pipelines.command import open_store
 from pipelines.job import NotReady
 
 
-def looks(settings: Settings) -> dict[str, Any]:
+def metadata_of(settings: Settings) -> dict[str, Any]:
     """What the dataset's tokens look like: a preview, the path of the HTML report, and the numbers of it.
 
     Raises:

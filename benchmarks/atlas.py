@@ -5,20 +5,21 @@ all with all and its ``topk``. Statistics: an image at a time from sums, beside 
 vectors of a batch. Interleaved repeats; medians of the ratios.
 """
 
-import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks._arguments import Arguments
+from benchmarks._timing import interleaved, ratio
+from benchmarks.parts import LAYOUT
 from gap3d.atlas.neighbours import BLOCK, nearest
 from gap3d.atlas.statistics import TokenStatistics
 
-WIDTH, GRID = 1024, (37, 37)
+WIDTH, GRID = LAYOUT.width, LAYOUT.grid
 NEAR = 5
+BATCH = 8
 
 
 def at_once(vectors: Tensor) -> Tensor:
@@ -40,38 +41,28 @@ def by_batch(tokens: Tensor) -> float:
     return sum(float(each.sum()) for each in (*moments, *channels, within, right, below))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=12_000)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    known = parser.parse_args()
+    parser = Arguments(__doc__)
+    parser.add_size("--rows", 12_000, 500)
+    parser.add_size("--images", 32, BATCH)
+    parser.add_size("--repeats", 5, 1)
+    known = parser.read()
     made = torch.Generator().manual_seed(0)
     vectors = torch.randn(known.rows, WIDTH, generator=made)
-    batches = [torch.randn(8, GRID[0] * GRID[1], WIDTH, generator=made).half() for _ in range(known.images // 8)]
+    batches = [torch.randn(BATCH, LAYOUT.patches, WIDTH, generator=made).half() for _ in range(known.images // BATCH)]
 
     def by_image() -> None:
         found = TokenStatistics("patches", GRID)
         for tokens in batches:
             found.add(tokens)
 
-    found: dict[str, list[float]] = {}
-    for repeat in range(known.repeats + 1):
-        one = {
-            "neighbours at once": seconds(lambda: at_once(vectors)),
-            "neighbours in blocks": seconds(lambda: nearest(vectors, NEAR)),
-            "statistics by batch": seconds(lambda: [by_batch(tokens) for tokens in batches]),
-            "statistics by image": seconds(by_image),
-        }
-        if repeat:  # the first warms up
-            for name, value in one.items():
-                found.setdefault(name, []).append(value)
+    ways = {
+        "neighbours at once": lambda: at_once(vectors),
+        "neighbours in blocks": lambda: nearest(vectors, NEAR),
+        "statistics by batch": lambda: [by_batch(tokens) for tokens in batches],
+        "statistics by image": by_image,
+    }
+    found = interleaved(ways, known.repeats)
     size = sum(tokens.nbytes for tokens in batches) / 1e9
     print(f"{known.rows} CLS tokens of {WIDTH}; {known.images} images of {GRID} patches; {known.repeats} repeats")
     print(f"matrix of cosines {4 * known.rows**2 / 2**20:.0f} MiB at once, {4 * BLOCK**2 / 2**20:.0f} MiB in blocks")
@@ -81,7 +72,7 @@ def main() -> None:
         ("statistics by batch", "statistics by batch"),
         ("statistics by image", "statistics by batch"),
     ):
-        times = statistics.median(p / s for p, s in zip(found[plain], found[name], strict=True))
+        times = ratio(found[plain], found[name])
         spent = statistics.median(found[name])
         rate = f"{size / spent:7.2f} GB/s" if "statistics" in name else f"{known.rows**2 / spent / 1e6:7.0f} pairs/us"
         print(f"{name:>21} {spent:8.2f} s {rate} {times:6.2f} times as fast as the plain way")

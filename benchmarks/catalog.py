@@ -4,10 +4,9 @@ The rows are made up, with the columns, lengths, repetitions and shares of the r
 sources, 480,000 captions and scores); the selection is the paper's: 60,000 objects and a reserve. The rival reads the
 same tables and writes them again, partitioned by a hash, and decides nothing: DuckDB at its best.
 
-python -m benchmarks.catalog [--rows 10200000] [--described 480000]
+python -m benchmarks.catalog [--rows 10200000] [--described 480000]; it writes where ``TMPDIR`` says.
 """
 
-import argparse
 import json
 import resource
 import subprocess
@@ -17,6 +16,9 @@ import time
 from pathlib import Path
 
 import duckdb
+
+from benchmarks._arguments import Arguments
+from benchmarks._timing import ratio, timed
 
 SHARES = {"github": 0.5496, "thingiverse": 0.3652, "sketchfab": 0.0847, "smithsonian": 0.0005}
 IDENTIFIERS = {
@@ -85,10 +87,11 @@ def measured(command: list[str]) -> tuple[float, float, str]:
 
 def main() -> None:
     """The table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=10_200_000)
-    parser.add_argument("--described", type=int, default=480_000)
-    asked = parser.parse_args()
+    parser = Arguments(__doc__)
+    parser.add_size("--rows", 10_200_000, 20_000)
+    parser.add_size("--described", 480_000, 2_000)
+    parser.add_size("--shards", 64, 4)
+    asked = parser.read()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tables, told = write_tables(folder, asked.rows, asked.described)
@@ -106,24 +109,18 @@ def main() -> None:
             "store": str(folder / "store"),
             "collection": "objaverse",
             "source": {"kind": "tables", "tables": [str(path) for path in tables], "described_by": [str(told)]},
-            "catalog": {"count": 72_000, "licences": ALLOWED},
+            "catalog": {"count": 72_000, "shards": asked.shards, "licences": ALLOWED},
         }
         command = [sys.executable, "-c", PROGRAM, json.dumps(settings)]
         seconds, memory, printed = measured(command)
         found, statuses, funnel = json.loads(printed.splitlines()[-1])
-        again, _, _ = measured_again(command)
-        print(f"{found} rows, {size:.2f} GiB of tables, to {sum(statuses.values())} rows in 64 shards: {statuses}")
+        again = timed(lambda: subprocess.run(command, check=True, stdout=subprocess.PIPE))
+        print(f"{found} rows, {size:.2f} GiB of tables, to {sum(statuses.values())} rows in {asked.shards} shards:")
+        print(f"  {statuses}")
         for step in funnel:
             print(f"  {step['step']:<20} {step['left_out']:>9} out, {step['rows']:>9} left")
         print(f"catalog {seconds:.1f} s, {memory:.2f} GiB; again, nothing changed: {again:.1f} s")
-        print(f"plain rewrite by DuckDB {plain:.1f} s; ratio {seconds / plain:.2f}")
-
-
-def measured_again(command: list[str]) -> tuple[float, float, str]:
-    """The same without its memory, which the first run has shown."""
-    started = time.perf_counter()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return time.perf_counter() - started, 0.0, done.stdout
+        print(f"plain rewrite by DuckDB {plain:.1f} s; ratio {ratio([seconds], [plain]):.2f}")
 
 
 if __name__ == "__main__":

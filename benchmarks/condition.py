@@ -4,24 +4,26 @@ A language model of Qwen2.5-VL's kind at a twentieth of its size reads captions,
 tokens, in both ways; interleaved repeats, medians of the ratios. Kept: what autograd holds between the passes.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks._arguments import Arguments
+from benchmarks._timing import interleaved, ratio
 from gap3d.aligner.random_vlm import ROWS, byte_tokenizer
 from gap3d.aligner.vlm import Conditioner
 from gap3d.aligner_settings import AlignerSettings
 
-WIDTH, LAYERS = 512, 12
+WIDTH = 512
 CAPTIONS = ("a red chair", "a lamp with a green shade", "two apples on a white plate", "a small wooden boat")
 
 
-def conditioner() -> Conditioner:
+def conditioner(layers: int) -> Conditioner:
     """Random weights; grouped heads and the feed-forward network in the proportions of the 3B model."""
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
@@ -29,7 +31,7 @@ def conditioner() -> Conditioner:
         vocab_size=ROWS,
         hidden_size=WIDTH,
         intermediate_size=WIDTH * 43 // 8,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=1,
         bos_token_id=None,
@@ -71,41 +73,39 @@ def kept(made: Conditioner, condition: Callable[[], Tensor]) -> int:
     return sum(held.values())
 
 
-def seconds(made: Conditioner, condition: Callable[[], Tensor]) -> float:
-    """Of processor time, forward and backward: what else the machine does counts less in it."""
-    made.soft_tokens.grad = None
-    started = time.process_time()
+def gradient(made: Conditioner, condition: Callable[[], Tensor]) -> Tensor:
+    """Of the soft tokens: one forward and one backward."""
     result = condition()
+    made.soft_tokens.grad = None
     result.backward(torch.linspace(-1, 1, result.numel()).view_as(result))
-    return time.process_time() - started
+    assert made.soft_tokens.grad is not None
+    return made.soft_tokens.grad
 
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    chosen = parser.parse_args()
-    made = conditioner()
+    parser = Arguments(__doc__)
+    parser.add_size("--batch", 8, 2)
+    parser.add_size("--layers", 12, 1)
+    parser.add_size("--repeats", 5, 1)
+    chosen = parser.read()
+    made = conditioner(chosen.layers)
     texts = [CAPTIONS[row % len(CAPTIONS)] for row in range(chosen.batch)]
     ways: dict[str, Any] = {"ours": lambda: made(texts), "whole": lambda: whole_prompt(made, texts)}
-    results = {}
-    for name, way in ways.items():
-        seconds(made, way)
-        results[name] = made.soft_tokens.grad
+    results = {name: gradient(made, way) for name, way in ways.items()}
     difference = (results["ours"] - results["whole"]).norm() / results["whole"].norm()
-    times = [{name: seconds(made, way) for name, way in ways.items()} for _ in range(chosen.repeats)]
+    passes = {name: partial(gradient, made, way) for name, way in ways.items()}
+    times = interleaved(passes, chosen.repeats, time.process_time)  # what else the machine does counts less in it
     bytes_kept = {name: kept(made, way) for name, way in ways.items()}
     lengths = made.prompt.batch(texts).lengths
-    middle = {name: statistics.median(each[name] for each in times) for name in ways}
-    ratio = statistics.median(each["whole"] / each["ours"] for each in times)
+    middle = {name: statistics.median(seconds) for name, seconds in times.items()}
     print(
         f"{chosen.batch} prompts of {lengths.min()} to {lengths.max()} ids and {made.prompt.soft_tokens} soft tokens, "
-        f"width {WIDTH}, {LAYERS} layers, float32, {torch.get_num_threads()} threads"
+        f"width {WIDTH}, {chosen.layers} layers, float32, {torch.get_num_threads()} threads"
     )
     print(
         f"condition and gradient: {middle['ours']:.2f} s of processor time, "
-        f"whole prompt {middle['whole']:.2f} s: {ratio:.2f} x as much"
+        f"whole prompt {middle['whole']:.2f} s: {ratio(times['whole'], times['ours']):.2f} x as much"
     )
     print(
         f"kept for the backward pass: {bytes_kept['ours'] / 1e6:.0f} MB, "

@@ -5,16 +5,18 @@ Each number of shards in a fresh process, in turns; medians of the repeats, and 
 python -m benchmarks.definitions [--shards 16,1024] [--files 100000]
 """
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks._arguments import Arguments
+from benchmarks._timing import ratio, timed
 from gap3d.watched import look
 
 SHARDED = ("downloads", "views", "renders", "targets")
@@ -43,9 +45,10 @@ def measure() -> dict[str, float]:
     from assets_defs.partitions import SHARDS
 
     keys = SHARDS.get_partition_keys()
+    cursor: dg.AssetDaemonCursor | None = None
     with dg.DagsterInstance.local_temp() as instance:
 
-        def came(asset: str, shards: list[str], version: str) -> None:
+        def came(asset: str, shards: Sequence[str], version: str) -> None:
             for shard in shards:
                 event = dg.AssetMaterialization(asset, partition=shard, tags={"dagster/data_version": version + shard})
                 instance.report_runless_asset_event(event)
@@ -56,7 +59,6 @@ def measure() -> dict[str, float]:
             result = dg.evaluate_automation_conditions(defs=defs, instance=instance, cursor=cursor)
             cursor, found[name] = result.cursor, time.perf_counter() - started
 
-        cursor = None
         tick("first tick")
         instance.report_runless_asset_event(dg.AssetMaterialization("catalog"))
         came("shard_manifest", keys, "a")
@@ -69,9 +71,8 @@ def measure() -> dict[str, float]:
         tick("nothing changed")
         came("shard_manifest", keys[3:5], "b")
         tick("two changed")
-        started = time.perf_counter()
-        left_behind(dg.build_sensor_context(instance=instance, definitions=defs))
-        found["left_behind"] = time.perf_counter() - started
+        context = dg.build_sensor_context(instance=instance, definitions=defs)
+        found["left_behind"] = timed(lambda: left_behind(context))
     return found
 
 
@@ -83,21 +84,17 @@ def watching(count: int) -> float:
             if number % 100 == 0:
                 place.mkdir()
             (place / f"{number % 100:02d}.glb").touch()
-        times = []
-        for _ in range(4):
-            started = time.perf_counter()
-            look([Path(folder)])
-            times.append(time.perf_counter() - started)
+        times = [timed(lambda: look([Path(folder)])) for _ in range(4)]
     return statistics.median(times[1:])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shards", default="16,1024")
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser = Arguments(__doc__)
+    parser.add_size("--shards", "16,1024", "2,4")
+    parser.add_size("--files", 100_000, 1000)
+    parser.add_size("--repeats", 1, 1)
     parser.add_argument("--one", action="store_true", help="measure in this process, and print JSON")
-    known = parser.parse_args()
+    known = parser.read()
     if known.one:
         print(json.dumps(measure()))
         return
@@ -114,7 +111,11 @@ def main() -> None:
     for name in seconds[counts[0]]:
         medians = [statistics.median(seconds[count][name]) for count in counts]
         wanted = f"{WANTED[name]:7.1f}" if name in WANTED else ""
-        print(f"{name:>16} " + " ".join(f"{m:12.3f}" for m in medians) + f" {medians[-1] / medians[0]:7.1f} {wanted}")
+        print(
+            f"{name:>16} "
+            + " ".join(f"{m:12.3f}" for m in medians)
+            + f" {ratio([medians[-1]], [medians[0]]):7.1f} {wanted}"
+        )
     print(f"watch_source looks at {known.files:,} files in {watching(known.files):.2f} s; wanted 2")
 
 

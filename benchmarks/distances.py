@@ -5,14 +5,14 @@ laid out well; of either a few steps are timed, for each step takes as long. Dis
 product of the covariances, from more features than channels and from fewer: the second ones are singular.
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from benchmarks._arguments import Arguments
+from benchmarks._timing import ratio, timed
 from gap3d.metrics.farthest import farthest_points
 from gap3d.metrics.frechet import FeatureMoments, frechet_distance
 
@@ -50,13 +50,6 @@ def column_loop(points: np.ndarray, count: int) -> np.ndarray:
         np.minimum(distance, squared, out=distance)
         farthest = int(distance.argmax())
     return chosen
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def sampling(points: int, count: int, repeats: int) -> None:
@@ -107,20 +100,20 @@ def table(title: str, ways: dict[str, Callable[[], float]], quick: str, goals: d
     print(f"\n{title}, {torch.get_num_threads()} threads, {repeats} repeats")
     print(f"{'':>12} {'seconds':>8} {'ratio':>7} {'wanted':>7}")
     for name, values in seconds.items():
-        ratio = statistics.median(s / q for s, q in zip(values, seconds[quick], strict=True))
         goal = f"{goals[name]:7.1f}" if name in goals else ""
-        print(f"{name:>12} {statistics.median(values):8.2f} {ratio:7.1f} {goal}")
+        print(f"{name:>12} {statistics.median(values):8.2f} {ratio(values, seconds[quick]):7.1f} {goal}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--points", type=int, default=1_000_000)
-    parser.add_argument("--count", type=int, default=4000)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--repeats", type=int, default=3)
-    known = parser.parse_args()
+    parser = Arguments(__doc__)
+    parser.add_size("--points", 1_000_000, 20_000)
+    parser.add_size("--count", 4000, 400)
+    parser.add_size("--width", 2048, 128)
+    parser.add_size("--features", 5000, 300)
+    parser.add_size("--repeats", 3, 1)
+    known = parser.read()
     sampling(known.points, known.count, known.repeats)
-    for features in (5000, known.width // 2):
+    for features in (known.features, known.width // 2):
         distances(known.width, features, known.repeats)
 
 

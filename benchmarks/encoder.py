@@ -11,10 +11,8 @@ torch's sdpa (``eager``: transformers' attention of that name).
 On a machine that others use at the same time, ``--busy`` takes one thread and its CPU time instead of the clock.
 """
 
-import argparse
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,6 +22,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
+from benchmarks._arguments import Arguments
+from benchmarks._linears import forward, linears
+from benchmarks._timing import clock_of, interleaved, ratio
 from gap3d.features import attention
 from gap3d.features.encoder import Encoder
 from gap3d.features.precision import deviations
@@ -44,9 +45,9 @@ def random_model(layers: int, scores: float) -> Dinov2WithRegistersModel:
         patch_size=14,
         num_register_tokens=4,
         image_size=SIDE,
-        attn_implementation="sdpa",
     )
     model = Dinov2WithRegistersModel(config).eval().requires_grad_(False)
+    model.set_attn_implementation("sdpa")
     for name, weight in model.named_parameters():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             weight.mul_(scores**0.5)
@@ -67,18 +68,6 @@ def plain(model: Dinov2WithRegistersModel, pixels: Tensor) -> Tensor:
     """Targets by transformers alone."""
     hidden = model.embeddings(pixels.to(model.dtype))
     return targets_from_prenorm(model.encoder(hidden).last_hidden_state)
-
-
-def linears(model: Any) -> list[Any]:
-    """The linear layers of all blocks, in their order."""
-    kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
-    return [module for name, module in model.named_modules() if name.rpartition(".")[2] in kinds]
-
-
-def run_linears(layers: list[Any], narrow: Tensor, wide: Tensor) -> None:
-    """Every layer once; the sixth of six takes the wide input."""
-    for index, layer in enumerate(layers):
-        layer(wide if index % 6 == 5 else narrow)
 
 
 def times(count: int, call: Callable[[], Any]) -> None:
@@ -109,14 +98,12 @@ def settings() -> TargetSettings:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--layers", type=int, default=24)
+    parser = Arguments(__doc__)
+    parser.add_size("--rounds", 4, 1)
+    parser.add_size("--layers", 24, 1)
     parser.add_argument("--busy", action="store_true", help="CPU time of one thread")
-    known = parser.parse_args()
-    clock = time.thread_time if known.busy else time.perf_counter
-    if known.busy:
-        torch.set_num_threads(1)
+    known = parser.read()
+    clock = clock_of(known.busy)
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randn(1, 3, SIDE, SIDE, generator=rng)
 
@@ -125,16 +112,17 @@ def main() -> None:
     encoder = Encoder(copy_of(single, "sdpa"), settings(), trained=False, device="cpu")
     tokens, width, heads = encoder.layout.count, encoder.layout.width, single.config.num_attention_heads
     narrow = torch.randn(1, tokens, width, generator=rng).bfloat16()
-    wide = torch.randn(1, tokens, linears(sdpa)[5].in_features, generator=rng).bfloat16()
     query, key, value = (narrow.view(1, tokens, heads, -1).transpose(1, 2) * factor for factor in (1, -1, 0.5))
     scale = query.shape[-1] ** -0.5
 
-    of_linears = 2 * tokens * sum(layer.weight.numel() for layer in linears(sdpa))
+    packed = linears(encoder._model, partial(encoder.encode, pixels))
+    torchs = linears(sdpa, partial(plain, sdpa, pixels))
+    of_linears = 2 * tokens * sum(layer.module.get_parameter("weight").numel() for layer in torchs)
     of_attention = 4 * tokens**2 * width * known.layers
     ours = attention.blocked if attention.is_faster() else scaled_dot_product_attention
     calls: dict[str, tuple[int, Callable[[], Any]]] = {
-        "linear layers alone": (of_linears, partial(run_linears, linears(encoder._model), narrow, wide)),
-        "linear layers alone, torch's": (of_linears, partial(run_linears, linears(sdpa), narrow, wide)),
+        "linear layers alone": (of_linears, partial(forward, packed)),
+        "linear layers alone, torch's": (of_linears, partial(forward, torchs)),
         "attention alone": (of_attention, partial(times, known.layers, partial(ours, query, key, value, scale=scale))),
         "attention alone, torch's": (
             of_attention,
@@ -145,13 +133,7 @@ def main() -> None:
         "encoder, transformers eager": (of_linears + of_attention, partial(plain, eager, pixels)),
         "encoder, transformers float32": (of_linears + of_attention, partial(plain, single, pixels)),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(known.rounds + 1):
-        for name, (_, call) in calls.items():
-            started = clock()
-            call()
-            if number:  # the first warms up
-                seconds[name].append(clock() - started)
+    seconds = interleaved({name: call for name, (_, call) in calls.items()}, known.rounds, clock)
     pairs = zip(seconds["linear layers alone"], seconds["attention alone"], strict=True)
     seconds["sum of the parts"] = [sum(pair) for pair in pairs]
 
@@ -171,9 +153,8 @@ def main() -> None:
         ("encoder, transformers sdpa", 1.15),
         ("encoder, transformers float32", 2.3),
     ):
-        ratio = statistics.median(b / a for a, b in zip(seconds["encoder"], seconds[name], strict=True))
-        print(f"{name:>32} {ratio:8.3f} {wanted:7.2f}")
-    del single, sdpa, eager, encoder, calls
+        print(f"{name:>32} {ratio(seconds[name], seconds['encoder']):8.3f} {wanted:7.2f}")
+    del single, sdpa, eager, encoder, calls, packed, torchs
     for label, scores in (("as initialised", 1.0), ("peaked attention", PEAKED)):
         print(f"\n{label}, against float32: 1 - mean cosine, 1 - least cosine, greatest error")
         print(f"{'':>8} {'cls':^26} {'registers':^26} {'patches':^26}")

@@ -1,9 +1,8 @@
 """A long life: the same real objects in rounds through one worker setting; time, memory, and what is left in scratch.
 
-python -m benchmarks.endurance FOLDER [--objects 100 --rounds 10]
+python -m benchmarks.endurance [--folder FOLDER] [--objects 100 --rounds 10]
 """
 
-import argparse
 import statistics
 import tempfile
 from dataclasses import dataclass, field
@@ -11,10 +10,12 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.persistence import SETTINGS, VIEW, files
+from benchmarks._arguments import Arguments
+from benchmarks._objects import files, model, objects
+from benchmarks._timing import ratio
+from benchmarks.persistence import SETTINGS, VIEW
 from gap3d.records import Failure
 from gap3d.settings import GIB, Limits
-from render.job import Model
 from render.worker import Blender
 
 
@@ -54,7 +55,7 @@ def live(folder: Path, paths: list[Path], rounds: int, limits: Limits) -> Life:
                 for path in paths:
                     child, started = blender.pid, cpu(blender.pid)
                     try:
-                        blender.load(Model(path.parent, path.name, path.suffix.lower().removeprefix(".")))
+                        blender.load(model(path))
                         blender.render(VIEW, SETTINGS)
                         done += 1
                     except Failure:
@@ -72,24 +73,26 @@ def live(folder: Path, paths: list[Path], rounds: int, limits: Limits) -> Life:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--objects", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=10)
-    known = parser.parse_args()
-    folder = known.folder.resolve()
-    paths = files(folder, known.objects)
-    print(f"{len(paths)} objects, {known.rounds} rounds, {SETTINGS.resolution} px, {SETTINGS.samples} sample")
+    parser = Arguments(__doc__)
+    parser.add_size("--objects", 100, 2, "at most so many")
+    parser.add_size("--rounds", 10, 2)
+    known = parser.read()
+    with objects(known.folder) as folder:
+        table(folder, files(folder, known.objects), known.rounds)
+
+
+def table(folder: Path, paths: list[Path], rounds: int) -> None:
+    print(f"{len(paths)} objects, {rounds} rounds, {SETTINGS.resolution} px, {SETTINGS.samples} sample")
     names = (("recycled after", 15), ("first", 9), ("last", 9), ("ratio", 6), ("MiB/object", 11), ("peak GiB", 9))
     print("".join(f"{name:>{width}} " for name, width in names) + " left")
     for name, limits in (("never", 10**6), ("100 objects", 100)):
         # As generous with memory as possible, so that nothing but the setting recycles.
-        life = live(folder, paths, known.rounds, Limits(recycle_after=limits, memory_bytes=64 * GIB))
+        life = live(folder, paths, rounds, Limits(recycle_after=limits, memory_bytes=64 * GIB))
         # From the second round on: the first also fills caches that stay.
-        grown = (life.resident[-1] - life.resident[0]) / max(1, life.objects * (known.rounds - 1)) / 2**20
+        grown = (life.resident[-1] - life.resident[0]) / max(1, life.objects * (rounds - 1)) / 2**20
         first, last = statistics.fmean(life.rounds[:1]), life.rounds[-1]
         print(
-            f"{name:>15} {first:7.1f}s {last:7.1f}s {last / first:6.2f} {grown:11.3f} {life.peak / GIB:9.2f} "
+            f"{name:>15} {first:7.1f}s {last:7.1f}s {ratio([last], [first]):6.2f} {grown:11.3f} {life.peak / GIB:9.2f} "
             f"{life.left:5d}"
         )
         print("   rounds: " + " ".join(f"{seconds:.1f}" for seconds in life.rounds) + f"; {life.objects} objects ok")

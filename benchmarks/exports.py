@@ -1,25 +1,25 @@
-"""Ways out beside plain files: ``python -m benchmarks.exports [FOLDER]``.
+"""Ways out beside plain files: ``python -m benchmarks.exports``; it writes where ``TMPDIR`` says.
 
 A store with renders of 512 pixels and the tokens of ViT-L at 518 goes out as tars and as a dataset folder, and is
 verified. Beside each, in the same run: a plain write with fsync of the same bytes, the JPEG work alone, the statistics
 of tokens that lie in memory. Medians of the ratios; reads are from the page cache.
 """
 
-import argparse
 import io
 import os
 import shutil
 import statistics
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks._arguments import Arguments
+from benchmarks._timing import ratio, timed
 from benchmarks.parts import LAYOUT
 from gap3d import schemas
 from gap3d.audit import Audit, Statistics, look_at_tokens
@@ -49,7 +49,9 @@ def render(number: int, rng: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def commit(store: Store, stage: str, shard: str, schema: schemas.StageSchema, rows: dict[str, dict], **about) -> None:
+def commit(
+    store: Store, stage: str, shard: str, schema: schemas.StageSchema, rows: dict[str, dict], **about: Any
+) -> None:
     inputs = {"settings": "", "engine": ""}
     with store.writer(stage, shard, schema, TOGETHER, Limits(), about) as writer:
         for key, data in rows.items():
@@ -92,12 +94,6 @@ def make(folder: Path, count: int) -> tuple[Store, list[bytes], torch.Tensor]:
     return store, pngs, tokens
 
 
-def timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def plain(path: Path, files: list[Path]) -> float:
     """Seconds to write the bytes of these files as one, with fsync."""
     content = [file.read_bytes() for file in files]
@@ -130,15 +126,14 @@ def statistics_alone(tokens: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", help="where to write (default: the system's temporary folder)")
-    parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3)
-    known = parser.parse_args()
-    root = Path(mkdtemp(dir=known.folder))
-    ratios: dict[str, list[float]] = {}
-    rates: dict[str, list[float]] = {}
-    try:
+    parser = Arguments(__doc__)
+    parser.add_size("--rows", 128, 8)
+    parser.add_size("--repeats", 3, 1)
+    known = parser.read()
+    seconds: dict[str, list[float]] = {name: [] for name in WANTED}
+    of: dict[str, list[float]] = {name: [] for name in WANTED}
+    with TemporaryDirectory() as made:
+        root = Path(made)
         store, pngs, tokens = make(root / "store", known.rows)
         held, size = store.manifest("targets", "0"), tokens.nbytes / 1e9
         out = root / "out"
@@ -158,16 +153,14 @@ def main() -> None:
             }
             shutil.rmtree(out)
             for name in took if repeat else ():  # the first warms up
-                ratios.setdefault(name, []).append(beside[name] / took[name])
-                rates.setdefault(name, []).append(known.rows / took[name])
-    finally:
-        shutil.rmtree(root)
+                seconds[name].append(took[name])
+                of[name].append(beside[name])
     print(f"{known.rows} rows, PNG of {statistics.mean(map(len, pngs)) / 1e3:.0f} KB, {size:.2f} GB of tokens")
     print(f"{'':>18} {'rows/s':>8} {'of':>6} {'wanted':>7}  what")
     whats = ("a plain write", "the JPEG work alone", "a plain write", "the same in memory")
     for name, what in zip(WANTED, whats, strict=True):
-        rate, ratio = statistics.median(rates[name]), statistics.median(ratios[name])
-        print(f"{name:>18} {rate:8.0f} {ratio:6.2f} {WANTED[name]:7.1f}  {what}")
+        rate, reached = known.rows / statistics.median(seconds[name]), ratio(of[name], seconds[name])
+        print(f"{name:>18} {rate:8.0f} {reached:6.2f} {WANTED[name]:7.1f}  {what}")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@
 3. What a shard costs beside its images: many shards of one image against one shard of as many.
 """
 
-import argparse
 import hashlib
 import io
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +23,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks._arguments import Arguments
+from benchmarks._objects import files, model, objects
+from benchmarks._timing import ratio, timed
 from benchmarks.parts import LAYOUT
 from gap3d import fingerprints, images, schemas, tars
 from gap3d.cameras import look_at_origin
@@ -31,19 +34,17 @@ from gap3d.features.images import to_uint8
 from gap3d.features.tokens import pack
 from gap3d.parts import read_rows
 from gap3d.records import Failure, Outcome
-from gap3d.samples import write_samples
 from gap3d.settings import ComputeSettings, Limits, RenderSettings, Settings
 from gap3d.store import Store
 from pipelines import targets
 from pipelines.cluster import RayPool
 from pipelines.command import load_settings
 from pipelines.featurizer import Featurizer
-from pipelines.worker import Resources
-from render.job import Model, View
+from pipelines.worker import Broken, Resources
+from render.job import View
 from render.worker import Blender
 
 H200 = 584.0  # images a second at 0.6 of its bfloat16 peak
-OBJECTS = 6
 SIDE = 512
 VIEW = View(look_at_origin(30.0, 30.0, 2.0), 40.0)
 SIZES = {"large": (1024, 24, 16), "base": (768, 12, 12), "small": (384, 12, 6)}  # width, layers, heads
@@ -77,19 +78,20 @@ class Sender:
 
 
 def rendered(folder: Path, count: int) -> list[bytes]:
-    """So many bundled objects as 512-pixel PNGs."""
-    write_samples(folder)
-    found = []
+    """The first so many objects of a folder as 512-pixel PNGs."""
+    found: list[bytes] = []
     with Blender(Limits(), 1, trees=folder) as blender:
-        for path in sorted(path for path in folder.rglob("*") if path.suffix in (".glb", ".obj", ".ply", ".stl")):
+        for path in files(folder, sys.maxsize):
             try:
-                blender.load(Model(path.parent, path.name, path.suffix[1:]))
+                blender.load(model(path))
                 found.append(blender.render(VIEW, RenderSettings(resolution=SIDE, samples=8, prefilter="fast")).png)
             except Failure:
                 continue
             if len(found) == count:
                 return found
-    raise RuntimeError(f"only {len(found)} of the bundled objects were rendered")
+    sys.exit(
+        f"only {len(found)} objects of {folder} could be rendered, and {count} are needed: see --folder, --objects"
+    )
 
 
 def as_jpeg(png: bytes) -> bytes:
@@ -137,10 +139,10 @@ def save_untrained(folder: Path, size: str) -> None:
     Dinov2WithRegistersModel(config).save_pretrained(folder)
 
 
-def end_to_end(root: Path, pngs: list[bytes], size: str, dtype: str, count: int) -> None:
+def end_to_end(root: Path, pngs: list[bytes], size: str, side: int, dtype: str, count: int) -> None:
     """Part 1."""
     save_untrained(root / "encoder", size)
-    settings = settings_for(root / "store", str(root / "encoder"), 1, dtype=dtype)
+    settings = settings_for(root / "store", str(root / "encoder"), 1, dtype=dtype, image_size=side)
     chosen = [pngs[index % len(pngs)] for index in range(count)]
     write_renders(settings, chosen, ["0"])
     targets.make_job(settings)  # the weights are hashed once, and the hash is kept
@@ -153,10 +155,7 @@ def end_to_end(root: Path, pngs: list[bytes], size: str, dtype: str, count: int)
     def encoding(half: list[np.ndarray]) -> float:
         encoder = load_encoder(settings.targets, threads=settings.compute.encoder_threads)
         encoder.encode(half[0])
-        started = time.perf_counter()
-        for each in half:
-            encoder.encode(each)
-        return time.perf_counter() - started
+        return timed(lambda: [encoder.encode(each) for each in half])
 
     targets.Featurizer = Timed  # type: ignore[misc]
     before = alone(pixels[: count // 2])
@@ -167,22 +166,23 @@ def end_to_end(root: Path, pngs: list[bytes], size: str, dtype: str, count: int)
     assert report.by_status("targets") == {"ok": count}
     busy, costs = report.utilisation("targets"), report.of("targets", "0").costs
     stage, load = ended - READY[-1], READY[-1] - started
-    print(f"ViT-{size} (untrained), {dtype}, {count} images, {torch.get_num_threads()} threads")
+    print(f"ViT-{size} (untrained), {side} pixels, {dtype}, {count} images, {torch.get_num_threads()} threads")
     print(f"  encoder alone     {count / (before + after):8.3f} images/s")
-    print(f"  stage end to end  {count / stage:8.3f} images/s  {(before + after) / stage:6.3f} of it, wanted 0.95")
+    print(
+        f"  stage end to end  {count / stage:8.3f} images/s  {ratio([before + after], [stage]):6.3f} of it, wanted 0.95"
+    )
     print(f"  {busy}; loading {load:.1f} s, once a run")
     kinds = ("decode", "pack", "write", "commit")
     print("  seconds an image: " + ", ".join(f"{name} {costs[name] / count:.4f}" for name in kinds))
 
 
-def rate(call: Callable[[int], object], seconds: float = 3.0) -> float:
+def rate(call: Callable[[int], object], seconds: float) -> float:
     """Calls a second, by the lower quartile of their times: other programs on the machine lengthen some of them."""
     call(0)
-    started, times = time.perf_counter(), []
+    times: list[float] = []
+    started = time.perf_counter()
     while time.perf_counter() - started < seconds:
-        begun = time.perf_counter()
-        call(len(times))
-        times.append(time.perf_counter() - begun)
+        times.append(timed(lambda: call(len(times))))
     return 1 / float(np.quantile(times, 0.25))
 
 
@@ -191,8 +191,8 @@ def row(name: str, images_s: float, note: str = "") -> None:
     print(f"  {name:<44} {images_s:8.1f}  {H200 / images_s:8.2f}  {note}")
 
 
-def feeder(root: Path, pngs: list[bytes]) -> None:
-    """Part 2: of one core, but for the writer."""
+def feeder(root: Path, pngs: list[bytes], seconds: float, rows: int) -> None:
+    """Part 2: of one core, but for the writer. So many ``rows`` are written, and twice as many come through Ray."""
     settings = settings_for(root / "feeder", "random-small", 1)
     limit = settings.limits.pixels
     write_renders(settings, [pngs[index % len(pngs)] for index in range(64)], ["0"])
@@ -213,30 +213,31 @@ def feeder(root: Path, pngs: list[bytes]) -> None:
     torch.set_num_threads(1)
     tokens = torch.randn(LAYOUT.count, LAYOUT.width)
     packed = np.frombuffer(pack(tokens, "float16"), np.uint8)
-    kinds = [("PNG from a renders part", pngs, rate(read) * at_once)]
-    kinds.append(("JPEG from a tar", jpegs, rate(lambda n: images.read_bytes(root, places[n % len(places)]))))
+    kinds = [("PNG from a renders part", pngs, rate(read, seconds) * at_once)]
+    reading_jpegs = rate(lambda n: images.read_bytes(root, places[n % len(places)]), seconds)
+    kinds.append(("JPEG from a tar", jpegs, reading_jpegs))
     print(f"\n  {'of one core':<44} {'images/s':>8}  {'cores for 584':>8}")
     for name, pictures, reading in kinds:
         row(f"{name}: read", reading, f"{np.mean([len(each) for each in pictures]) / 1e3:.0f} kB an image")
         try:
-            decoding = rate(lambda n: to_uint8(pictures[n % len(pictures)], settings.targets, limit))  # noqa: B023
+            decoding = rate(lambda n: to_uint8(pictures[n % len(pictures)], settings.targets, limit), seconds)  # noqa: B023
         except Failure as failure:
             print(f"  {name}: {failure}")
             continue
         row(f"{name}: decode, resize to 518", decoding)
         row(f"{name}: together", 1 / (1 / reading + 1 / decoding))
-    row("rows: pack to float16", rate(lambda _: pack(tokens, "float16")))
-    row("rows: hash", rate(lambda _: fingerprints.row_digest("ok", {"patches": packed})))
+    row("rows: pack to float16", rate(lambda _: pack(tokens, "float16"), seconds))
+    row("rows: hash", rate(lambda _: fingerprints.row_digest("ok", {"patches": packed}), seconds))
     torch.set_num_threads(os.cpu_count() or 1)
-    gigabytes = writer_rate(root, packed)
+    gigabytes = writer_rate(root, packed, rows)
     row("writer, of one run: write, fsync, commit", gigabytes * 1e9 / packed.nbytes, f"{gigabytes:.2f} GB/s, not cores")
-    plain = plain_rate(root, packed)
+    plain = plain_rate(root, packed, rows)
     row("the same bytes as one plain file, fsync", plain * 1e9 / packed.nbytes, f"{plain:.2f} GB/s, not cores")
-    for way, per_s in ray_rates():
+    for way, per_s in ray_rates(max(1, rows // 8)):
         row(f"through Ray as {way}", per_s, f"{per_s * packed.nbytes / 1e9:.2f} GB/s, one worker to the run")
 
 
-def writer_rate(root: Path, packed: np.ndarray, count: int = 192) -> float:
+def writer_rate(root: Path, packed: np.ndarray, count: int) -> float:
     """GB a second of rows that are hashed already, into one part, committed."""
     cells = {"registers": packed[: 2 * LAYOUT.registers * LAYOUT.width]}
     cells["patches"] = packed[-2 * LAYOUT.patches * LAYOUT.width :]
@@ -252,7 +253,7 @@ def writer_rate(root: Path, packed: np.ndarray, count: int = 192) -> float:
     return count * packed.nbytes / 1e9 / (time.perf_counter() - started)
 
 
-def plain_rate(root: Path, packed: np.ndarray, count: int = 192) -> float:
+def plain_rate(root: Path, packed: np.ndarray, count: int) -> float:
     """GB a second of a plain file: what the disk takes."""
     started = time.perf_counter()
     with (root / "plain").open("wb") as file:
@@ -263,21 +264,22 @@ def plain_rate(root: Path, packed: np.ndarray, count: int = 192) -> float:
     return count * packed.nbytes / 1e9 / (time.perf_counter() - started)
 
 
-def ray_rates(rows: int = 16, items: int = 24) -> Iterator[tuple[str, float]]:
+def ray_rates(items: int, rows: int = 16) -> Iterator[tuple[str, float]]:
     """Rows a second that come from one worker to the run, and are touched there."""
     pool = RayPool(Sender, Resources(1, ahead=targets.AHEAD), 60.0)
     list(pool.run([("arrays", 1)], lambda item: item))
     for way in ("bytes", "arrays"):
         started = time.perf_counter()
         for _, outcomes in pool.run([(way, rows)] * items, lambda item: item):
-            assert sum(outcome.data["patches"][-1] for outcome in outcomes) >= 0
+            assert not isinstance(outcomes, Broken), outcomes.reason
+            assert sum(outcome.data["patches"][-1] for outcome in outcomes if outcome.data) >= 0
         yield way, rows * items / (time.perf_counter() - started)
     pool.close()
 
 
-def fixed_cost(root: Path, pngs: list[bytes], count: int = 64) -> None:
+def fixed_cost(root: Path, pngs: list[bytes], count: int) -> None:
     """Part 3."""
-    seconds = {}
+    seconds: dict[int, list[float]] = {}
     for shards in (1, count, 1, count):
         settings = settings_for(root / f"fixed-{len(seconds)}-{shards}", "random-small", shards, image_size=56)
         names = fingerprints.shard_keys(shards)
@@ -296,27 +298,34 @@ def fixed_cost(root: Path, pngs: list[bytes], count: int = 64) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="large")
+    parser = Arguments(__doc__)
+    parser.add_size("--size", "large", "small", "of the encoder", choices=SIZES)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--images", type=int, default=16)
+    parser.add_size("--side", 518, 112, "of its images")
+    parser.add_size("--images", 12, 2)
+    parser.add_size("--objects", 6, 2, "that are rendered for the pictures")
+    parser.add_size("--seconds", 3.0, 0.05, "that each rate of part 2 is measured")
+    parser.add_size("--rows", 192, 16, "that are written in part 2")
+    parser.add_size("--shards", 64, 4, "of part 3")
     parser.add_argument("--parts", default="123", help="which of the three")
     parser.add_argument("--pictures", type=Path, help="keep the rendered objects here")
-    known = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    known = parser.read()
+    with tempfile.TemporaryDirectory() as made:
+        root = Path(made)
         kept = known.pictures or root / "pictures"
         if not kept.is_dir():
+            with objects(known.folder) as folder:
+                pngs = rendered(folder, known.objects)
             kept.mkdir(parents=True)
-            for number, png in enumerate(rendered(root / "objects", OBJECTS)):
+            for number, png in enumerate(pngs):
                 (kept / f"{number}.png").write_bytes(png)
         pngs = [path.read_bytes() for path in sorted(kept.glob("*.png"))]
         if "1" in known.parts:
-            end_to_end(root, pngs, known.size, known.dtype, known.images)
+            end_to_end(root, pngs, known.size, known.side, known.dtype, known.images)
         if "2" in known.parts:
-            feeder(root, pngs)
+            feeder(root, pngs, known.seconds, known.rows)
         if "3" in known.parts:
-            fixed_cost(root, pngs)
+            fixed_cost(root, pngs, known.shards)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,27 @@
-"""Target parts beside plain files: ``python -m benchmarks.parts [FOLDER]``.
+"""Target parts beside plain files: ``python -m benchmarks.parts``; it writes where ``TMPDIR`` says.
 
 Writes and reads the tokens of ViT-L at 518 (2.8 MB an image): our parts, the same bytes as one plain file,
 and one compressed npz per object, which is what the peers do. Interleaved repeats; medians of the ratios.
 Reads are from the page cache: all three from the same place in the same run.
 """
 
-import argparse
 import os
-import shutil
 import statistics
 import time
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
+from benchmarks._arguments import Arguments
+from benchmarks._timing import ratio
 from gap3d import schemas
-from gap3d.dataset import read_targets
 from gap3d.features import tokens
 from gap3d.records import Outcome
 from gap3d.settings import ComputeSettings, Limits
 from gap3d.store import Store
+from gap3d.target_parts import read_targets
 
 LAYOUT = tokens.TokenLayout(registers=4, grid=(37, 37), width=1024)
 
@@ -105,11 +105,10 @@ def read_npz(folder: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", help="where to write (default: the system's temporary folder)")
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=5)
-    known = parser.parse_args()
+    parser = Arguments(__doc__)
+    parser.add_size("--rows", 256, 4)
+    parser.add_size("--repeats", 5, 1)
+    known = parser.read()
     rng = np.random.default_rng(0)
     rows = [
         rng.standard_normal((LAYOUT.count, LAYOUT.width), dtype=np.float32).astype(np.float16)
@@ -119,8 +118,8 @@ def main() -> None:
     few = rows[: max(1, known.rows // 16)]  # npz is so slow that a sixteenth tells
     seconds: dict[str, list[float]] = {}
     for repeat in range(known.repeats + 1):
-        folder = Path(mkdtemp(dir=known.folder))
-        try:
+        with TemporaryDirectory() as made:
+            folder = Path(made)
             one = {
                 "write part": write_part(folder / "store", rows),
                 "write plain": write_plain(folder / "plain", rows),
@@ -129,8 +128,6 @@ def main() -> None:
                 "read plain": read_plain(folder / "plain"),
                 "read npz": read_npz(folder / "npz") * len(rows) / len(few),
             }
-        finally:
-            shutil.rmtree(folder)
         if repeat:  # the first warms up
             for name, value in one.items():
                 seconds.setdefault(name, []).append(value)
@@ -139,9 +136,9 @@ def main() -> None:
     for kind, wanted in (("write", 0.4), ("read", 0.6)):
         for way in ("plain", "part", "npz"):
             name = f"{kind} {way}"
-            ratio = statistics.median(p / s for s, p in zip(seconds[name], seconds[f"{kind} plain"], strict=True))
+            reached = ratio(seconds[f"{kind} plain"], seconds[name])
             goal = f"{wanted:7.1f}" if way == "part" else ""
-            print(f"{name:>12} {size / statistics.median(seconds[name]):8.2f} {ratio:9.3f} {goal}")
+            print(f"{name:>12} {size / statistics.median(seconds[name]):8.2f} {reached:9.3f} {goal}")
 
 
 if __name__ == "__main__":

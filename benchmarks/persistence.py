@@ -2,42 +2,38 @@
 
 Same files, same settings, same images (compared byte for byte); what counts is the time beside Cycles' own.
 
-python -m benchmarks.persistence FOLDER [--objects 24]
+python -m benchmarks.persistence [--folder FOLDER] [--objects 40]
 """
 
-import argparse
 import statistics
+import sys
 import time
 from pathlib import Path
 
+from benchmarks._arguments import Arguments
+from benchmarks._objects import files, model, objects
+from benchmarks._timing import ratio
 from gap3d.cameras import look_at_origin
 from gap3d.records import Failure
 from gap3d.settings import Limits, RenderSettings
-from render.job import FILE_TYPES, Model, View
+from render.job import View
 from render.worker import Blender
 
 SETTINGS = RenderSettings(resolution=64, samples=1, denoise=False)
 VIEW = View(look_at_origin(0.0, 30.0, 2.0), 40.0)
 
 
-def files(folder: Path, count: int) -> list[Path]:
-    """So many 3D files, spread evenly over the folder's sorted list."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower().removeprefix(".") in FILE_TYPES)
-    return [found[index * len(found) // count] for index in range(min(count, len(found)))]
-
-
-def timed(blender: Blender, path: Path) -> tuple[float, float, bytes]:
-    """(seconds beside Cycles' render call, seconds of that call, the picture)."""
+def rendered(blender: Blender, path: Path) -> tuple[float, bytes]:
+    """(seconds beside Cycles' render call, the picture)."""
     started = time.perf_counter()
-    blender.load(Model(path.parent, path.name, path.suffix.lower().removeprefix(".")))
+    blender.load(model(path))
     image = blender.render(VIEW, SETTINGS)
-    cycles = image.costs["render"]
-    return time.perf_counter() - started - cycles, cycles, image.png
+    return time.perf_counter() - started - image.costs["render"], image.png
 
 
-def measure(folder: Path, count: int) -> list[tuple[str, float, float]]:
-    """(name, seconds with a process of its own, seconds in a kept one) of each object that renders."""
-    rows = []
+def measure(folder: Path, count: int) -> tuple[list[float], list[float]]:
+    """(seconds with a process of its own, seconds in a kept one) of each object that renders."""
+    apart, together = [], []
     kept = Blender(Limits(recycle_after=10**6), 2, trees=folder)
     alone = Blender(Limits(recycle_after=1), 2, trees=folder)
     with kept, alone:
@@ -45,29 +41,31 @@ def measure(folder: Path, count: int) -> list[tuple[str, float, float]]:
         for path in files(folder, count):
             try:
                 # In turns, so that what else the machine does meets both alike.
-                fresh, _, first = timed(alone, path)
-                warm, _, second = timed(kept, path)
+                fresh, first = rendered(alone, path)
+                warm, second = rendered(kept, path)
             except Failure:
                 continue
             if first != second:
                 raise RuntimeError(f"{path.name}: the pictures differ")
-            rows.append((path.name, fresh, warm))
-    return rows
+            apart.append(fresh)
+            together.append(warm)
+    if not apart:
+        sys.exit(f"no object of {folder} could be rendered: name another folder with --folder")
+    return apart, together
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--objects", type=int, default=40)
-    known = parser.parse_args()
-    rows = measure(known.folder.resolve(), known.objects)
-    fresh, warm = ([row[column] for row in rows] for column in (1, 2))
-    print(f"{len(rows)} objects, the same bytes from both; seconds an object beside Cycles' render call")
+    parser = Arguments(__doc__)
+    parser.add_size("--objects", 40, 2, "at most so many")
+    known = parser.read()
+    with objects(known.folder) as folder:
+        fresh, warm = measure(folder, known.objects)
+    print(f"{len(fresh)} objects, the same bytes from both; seconds an object beside Cycles' render call")
     print(f"{'':>28} {'median':>8} {'mean':>8}")
     print(f"{'a process an object':>28} {statistics.median(fresh):8.3f} {statistics.fmean(fresh):8.3f}")
     print(f"{'one process for all':>28} {statistics.median(warm):8.3f} {statistics.fmean(warm):8.3f}")
-    ratio = statistics.median(fresh) / statistics.median(warm)
-    print(f"ratio of medians {ratio:.1f}, of means {statistics.fmean(fresh) / statistics.fmean(warm):.1f}; wanted 4")
+    medians, means = (ratio([middle(fresh)], [middle(warm)]) for middle in (statistics.median, statistics.fmean))
+    print(f"ratio of medians {medians:.1f}, of means {means:.1f}; wanted 4")
 
 
 if __name__ == "__main__":

@@ -5,22 +5,23 @@ some with --encoder (a hub id, folder or file) and --image-size for the figures 
 so an error is in deviations. The other lines are what storing costs, whatever the encoder.
 """
 
-import argparse
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks._arguments import Arguments
+from gap3d.features import attention
 from gap3d.features.encoder import UNTRAINED, Encoder
 from gap3d.features.encoders import load_encoder
 from gap3d.features.families import DINOV2_WITH_REGISTERS, DINOV3
 from gap3d.features.precision import deviations
-from gap3d.features.tokens import dequantise, pack, quantise, unpack
+from gap3d.features.tokens import StoreDtype, dequantise, pack, quantise, unpack
 from gap3d.features.weights import random_model
 from gap3d.settings import TargetSettings
 
-LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "num_register_tokens": 4}
+LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "num_register_tokens": 4}
 USUAL = {
     518: (DINOV2_WITH_REGISTERS, {**LARGE, "patch_size": 14, "image_size": 518}),
     512: (DINOV3, {**LARGE, "patch_size": 16, "image_size": 224, "intermediate_size": 4096}),
@@ -36,7 +37,7 @@ def pictures(count: int, side: int) -> np.ndarray:
     return smooth.permute(0, 2, 3, 1).to(torch.uint8).numpy()
 
 
-def stored(targets: Tensor, dtype: str) -> Tensor:
+def stored(targets: Tensor, dtype: StoreDtype) -> Tensor:
     """Targets as they come out of the store."""
     if dtype == "int8":
         return dequantise(*quantise(targets)).float()
@@ -47,7 +48,11 @@ def rows(exact: Encoder, rounded: Encoder, images: np.ndarray) -> Iterator[tuple
     """(what, its targets, the exact ones)."""
     truth = exact.encode(images)
     yield "bfloat16 encoder", rounded.encode(images), truth
-    for dtype in ("float16", "bfloat16", "int8"):
+    if attention.NAME in rounded.device:
+        rounded._model.set_attn_implementation("sdpa")
+        yield "torch's attention", rounded.encode(images), truth
+    dtypes: tuple[StoreDtype, ...] = ("float16", "bfloat16", "int8")
+    for dtype in dtypes:
         yield f"{dtype} store", stored(truth, dtype), truth
 
 
@@ -70,7 +75,7 @@ def table(exact: Encoder, rounded: Encoder, images: np.ndarray) -> str:
     return "\n".join(lines)
 
 
-def both(settings: TargetSettings) -> Iterator[Encoder]:
+def both(settings: TargetSettings, layers: int) -> Iterator[Encoder]:
     """The same encoder in float32 and in bfloat16."""
     for dtype in ("float32", "bfloat16"):
         changed = settings.model_copy(update={"dtype": dtype})
@@ -78,19 +83,20 @@ def both(settings: TargetSettings) -> Iterator[Encoder]:
             yield load_encoder(changed)
             continue
         family, geometry = USUAL[settings.image_size]
-        model = random_model(family, family.model_class.config_class(**geometry), seed=0)
+        model = random_model(family, family.model_class.config_class(**geometry, num_hidden_layers=layers), seed=0)
         yield Encoder(model, changed, trained=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Arguments(__doc__)
     parser.add_argument("--encoder", help="a hub id, folder or file (default: random ViT-L of both families)")
-    parser.add_argument("--image-size", type=int, default=518)
-    parser.add_argument("--images", type=int, default=2)
-    known = parser.parse_args()
+    parser.add_argument("--image-size", type=int, default=518, help="for --encoder (default 518)")
+    parser.add_size("--images", 2, 1)
+    parser.add_size("--layers", 24, 1, "of the random ones")
+    known = parser.read()
     sizes = [known.image_size] if known.encoder else list(USUAL)
     for size in sizes:
-        exact, rounded = both(TargetSettings(encoder=known.encoder or UNTRAINED, image_size=size))
+        exact, rounded = both(TargetSettings(encoder=known.encoder or UNTRAINED, image_size=size), known.layers)
         print(table(exact, rounded, pictures(known.images, size)), flush=True)
 
 

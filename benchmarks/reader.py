@@ -1,4 +1,4 @@
-"""Reading targets for training: ``python -m benchmarks.reader [FOLDER]``.
+"""Reading targets for training: ``python -m benchmarks.reader``; it writes where ``TMPDIR`` says.
 
 Writes a dataset with the tokens of ViT-L at 518 (2.8 MB an image), then reads it with the torch dataset (shuffled, 16
 row groups interleaved) and plainly, from the page cache, in the same run. Interleaved repeats; medians of the ratios.
@@ -11,7 +11,6 @@ smooth over the grid, with noise, layer-normed as targets are. Real ones compres
 formats depend on their largest numbers.
 """
 
-import argparse
 import gc
 import resource
 import shutil
@@ -20,7 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,9 @@ import torch
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
+from benchmarks._arguments import Arguments
+from benchmarks._timing import ratio
+from benchmarks.parts import LAYOUT
 from gap3d import schemas
 from gap3d.features import tokens
 from gap3d.readers.batches import Collate, prefetch
@@ -36,7 +38,6 @@ from gap3d.records import Outcome
 from gap3d.settings import ComputeSettings, Limits
 from gap3d.store import ALL, Store
 
-LAYOUT = tokens.TokenLayout(registers=4, grid=(37, 37), width=1024)
 BATCH = 16
 WANTED = 110e6  # bytes a second that an H200 takes at batch 16
 VARIANTS = [("float16", "none"), ("float16", "zstd"), ("bfloat16", "none"), ("int8", "none"), ("int8", "zstd")]
@@ -78,7 +79,7 @@ def write(folder: Path, rows: list[torch.Tensor], dtype: Any, compression: Any) 
     return store, seconds
 
 
-def timed(work: Callable[[], int]) -> tuple[float, float, int]:
+def measured(work: Callable[[], int]) -> tuple[float, float, int]:
     """(seconds, CPU seconds of this process and its workers, bytes) of one pass."""
     gc.collect()
     started, used = time.perf_counter(), cpu()
@@ -97,7 +98,7 @@ def plain(path: Path, buffer: np.ndarray) -> int:
     """Read a file into the same memory again and again."""
     total = 0
     with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
+        while count := file.readinto(buffer.data):
             total += count
     return total
 
@@ -175,9 +176,9 @@ def speed(folder: Path, rows: list[torch.Tensor], repeats: int) -> None:
     found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, work in ways.items():
-            measured = timed(work)
+            took = measured(work)
             if repeat:  # the first warms up
-                found[name].append(measured)
+                found[name].append(took)
     print(f"{len(rows)} images of {row_bytes / 1e6:.2f} MB, batches of {BATCH}, {repeats} repeats")
     print("of plain: the rate, divided by that of a plain read into the memory of one image, and of a batch")
     print(f"{'':>33} {'GB/s':>6} {'of plain':>11} {'times 110 MB/s':>15} {'GB per CPU s':>13} {'of plain':>11}")
@@ -186,10 +187,7 @@ def speed(folder: Path, rows: list[torch.Tensor], repeats: int) -> None:
         for clock, width in ((0, 6), (1, 13)):
             rates = {way: [size / took[clock] for *took, size in passes] for way, passes in found.items()}
             rate = statistics.median(rates[name])
-            ratios = [
-                statistics.median(a / b for a, b in zip(rates[name], rates[base], strict=True))
-                for base in list(ways)[:2]
-            ]
+            ratios = [ratio(rates[name], rates[base]) for base in list(ways)[:2]]
             line += f" {rate / 1e9:{width}.2f} {ratios[0]:5.2f} {ratios[1]:5.2f}"
             line += f" {rate / WANTED:15.0f}" if clock == 0 else ""
         print(line)
@@ -216,7 +214,7 @@ def variants(folder: Path, rows: list[torch.Tensor], repeats: int) -> None:
         for verify in (False, True):
             dataset, collate = TargetDataset(store, batch_size=BATCH, verify=verify), Collate()
             batches(dataset, collate)  # warms up
-            seconds_read = [timed(partial(batches, dataset, collate))[0] for _ in range(repeats)]
+            seconds_read = [measured(partial(batches, dataset, collate))[0] for _ in range(repeats)]
             rates.append(exact / statistics.median(seconds_read) / 1e9)
         dataset = TargetDataset(store, batch_size=BATCH)
         memory = f"{most_memory(dataset) / 1e6:10.0f} {dataset.most_bytes() / 1e6:6.0f}"
@@ -229,18 +227,14 @@ def variants(folder: Path, rows: list[torch.Tensor], repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="where to write (default: the system's temporary folder)")
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=5)
-    known = parser.parse_args()
+    parser = Arguments(__doc__)
+    parser.add_size("--rows", 128, BATCH)
+    parser.add_size("--repeats", 4, 1)
+    known = parser.read()
     rows = [image(number) for number in range(known.rows)]
-    folder = Path(mkdtemp(dir=known.folder))
-    try:
-        speed(folder, rows, known.repeats)
-        variants(folder, rows[: known.rows // 2], known.repeats)
-    finally:
-        shutil.rmtree(folder)
+    with TemporaryDirectory() as folder:
+        speed(Path(folder), rows, known.repeats)
+        variants(Path(folder), rows[: known.rows // 2], known.repeats)
 
 
 if __name__ == "__main__":

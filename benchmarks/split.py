@@ -7,17 +7,19 @@ nothing. Both see the same rays; the share of them on which they agree is in the
 python -m benchmarks.split [--most 5000000]
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import trimesh
 
+from benchmarks._arguments import Arguments
+from benchmarks._timing import ratio
 from benchmarks.visibility import SETTINGS, rays_of, torus_knot
 from gap3d.cameras import Camera
 from gap3d.embree import Scene
@@ -62,7 +64,7 @@ print(json.dumps(times))
 """
 
 
-def best(times: list[tuple[float, ...]]) -> list[float]:
+def best(times: Sequence[Sequence[float]]) -> list[float]:
     """Medians by column."""
     return np.median(np.array(times), axis=0).tolist()
 
@@ -71,7 +73,7 @@ def rival(vertices: np.ndarray, faces: np.ndarray, folder: Path) -> tuple[list[f
     """(build and cast seconds of BVHTree, which rays it found blocked)."""
     origins, directions, reach = rays_of(vertices, faces)
     np.savez(folder / "in.npz", vertices=vertices, faces=faces, origins=origins, directions=directions, reach=reach)
-    command = [sys.executable, "-c", RIVAL, folder / "in.npz", folder / "out.npy", str(REPEATS)]
+    command = [sys.executable, "-c", RIVAL, str(folder / "in.npz"), str(folder / "out.npy"), str(REPEATS)]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     line = next(line for line in told.splitlines() if line.startswith("[["))
     return best(json.loads(line)), np.load(folder / "out.npy")
@@ -96,9 +98,9 @@ def ours(vertices: np.ndarray, faces: np.ndarray) -> tuple[list[float], np.ndarr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--most", type=int, default=SIZES[-1], help="largest mesh")
-    most = parser.parse_args().most
+    parser = Arguments(__doc__)
+    parser.add_size("--most", SIZES[-1], SIZES[0], "triangles of the largest mesh")
+    most = parser.read().most
     names = ("import", "extract", "sample", "BVH", "cast", "BVHTree", "its cast")
     print(f"{'triangles':>10}" + "".join(f"{name:>10}" for name in names) + f"{'Embree/BVHTree':>16}{'agree':>9}")
     with tempfile.TemporaryDirectory() as scratch, Blender(Limits(recycle_after=1), 2, trees=Path(scratch)) as blender:
@@ -107,15 +109,17 @@ def main() -> None:
             if size > most:
                 continue
             vertices, faces = torus_knot(size)
-            (folder / "mesh.ply").write_bytes(trimesh.Trimesh(vertices, faces, process=False).export(file_type="ply"))
+            trimesh.Trimesh(vertices, faces, process=False).export(folder / "mesh.ply")
             mesh = blender.load(Model(folder, "mesh.ply", "ply"))
             vertices, faces = mesh.vertices, mesh.faces
             (sample, build, cast), blocked = ours(vertices, faces)
             (their_build, their_cast), their_blocked = rival(vertices, faces, folder)
             seconds = (mesh.costs["import"], mesh.costs["mesh"], sample, build, cast, their_build, their_cast)
             agree = (blocked == their_blocked).mean()
-            ratio = (build + cast) / (their_build + their_cast)
-            print(f"{len(faces):>10}" + "".join(f"{s * 1e3:>8.1f}ms" for s in seconds) + f"{ratio:>16.3f}{agree:>9.4f}")
+            reached = ratio([build + cast], [their_build + their_cast])
+            print(
+                f"{len(faces):>10}" + "".join(f"{s * 1e3:>8.1f}ms" for s in seconds) + f"{reached:>16.3f}{agree:>9.4f}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What view selection costs beside the bare ray caster: ``python benchmarks/visibility.py``.
+"""What view selection costs beside the bare ray caster: ``python -m benchmarks.visibility``.
 
 Every row times the whole ``select_view`` (areas, 5000 samples, BVH, 4 x 5000 rays, choice) against
 
@@ -11,9 +11,7 @@ wall-clock seconds, ratios are medians of the ratios within one repeat. Creating
 timed. Other work on the machine moves the times, and much less the ratios.
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +19,8 @@ import trimesh
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
+from benchmarks._arguments import Arguments
+from benchmarks._timing import ratio, timed
 from gap3d.cameras import Camera
 from gap3d.embree import PACKET_BYTES, Scene, packets
 from gap3d.seeds import generator
@@ -85,10 +85,10 @@ def c_calls(vertices: np.ndarray, faces: np.ndarray, rays: tuple) -> Callable[[]
         laid_out = packets(origins, directions, reach)
         assert laid_out.nbytes % PACKET_BYTES == 0
 
-        def timed() -> int:
+        def cast() -> int:
             return int(Scene(vertices, faces).cast(laid_out)[: len(reach)].sum())
 
-        return timed
+        return cast
 
     return prepare
 
@@ -97,12 +97,12 @@ def embreex_classes(vertices: np.ndarray, faces: np.ndarray, rays: tuple) -> Cal
     origins, directions, reach = rays
 
     def prepare() -> Callable[[], int]:
-        def timed() -> int:
+        def cast() -> int:
             scene = EmbreeScene(robust=True)
             TriangleMesh(scene, vertices, faces)
             return int((scene.run(origins, directions, dists=reach, query="OCCLUDED") >= 0).sum())
 
-        return timed
+        return cast
 
     return prepare
 
@@ -120,20 +120,21 @@ def blender_loop(vertices: np.ndarray, faces: np.ndarray, rays: tuple) -> Callab
         scene.collection.objects.link(bpy.data.objects.new("object", mesh))
         casts = [(Vector(o), Vector(d), float(r)) for o, d, r in zip(*rays, strict=True)]
 
-        def timed() -> int:
+        def cast() -> int:
             depsgraph = bpy.context.evaluated_depsgraph_get()
             return sum(scene.ray_cast(depsgraph, o, d, distance=r)[0] for o, d, r in casts)
 
-        return timed
+        return cast
 
     return prepare
 
 
 def main() -> None:
     """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
-    repeats = parser.parse_args().repeats
+    parser = Arguments(__doc__)
+    parser.add_size("--repeats", 9, 1)
+    parser.add_size("--most", 2_000_000, 100_000, "leave out meshes of more triangles")
+    known = parser.read()
     meshes = [
         ("torus knot", torus_knot(60_000)),
         ("rippled sphere", rippled_sphere(6)),
@@ -143,26 +144,23 @@ def main() -> None:
     rivals = [("C calls", c_calls), ("embreex", embreex_classes), ("Blender", blender_loop)]
     print(f"{'mesh':<16}{'triangles':>10}{'select_view':>13}" + "".join(f"{n:>11}{'ratio':>8}" for n, _ in rivals))
     for name, (vertices, faces) in meshes:
+        if len(faces) > known.most:
+            continue
         rays = rays_of(vertices, faces)
         taking_part = [rival for rival in rivals if rival[0] != "Blender" or len(faces) < 100_000]
         makers = [make(vertices, faces, rays) for _, make in taking_part]
         ours: list[float] = []
         theirs: list[list[float]] = [[] for _ in makers]
-        blocked = set()
-        for _ in range(repeats):
-            start = time.perf_counter()
-            choice = select_view(vertices, faces, SETTINGS, "benchmark")
-            ours.append(time.perf_counter() - start)
+        blocked: set[int] = set()
+        visible = len(rays[2]) - sum(select_view(vertices, faces, SETTINGS, "benchmark").counts)
+        for _ in range(known.repeats):
+            ours.append(timed(lambda: select_view(vertices, faces, SETTINGS, "benchmark")))  # noqa: B023
             for maker, seconds in zip(makers, theirs, strict=True):
-                timed = maker()
-                start = time.perf_counter()
-                hits = timed()
-                seconds.append(time.perf_counter() - start)
-                blocked.add(hits)
-        ratios = [statistics.median(o / t for o, t in zip(ours, s, strict=True)) for s in theirs]
+                cast = maker()
+                seconds.append(timed(lambda: blocked.add(cast())))  # noqa: B023
+        ratios = [ratio(ours, each) for each in theirs]
         cells = "".join(f"{statistics.median(s) * 1e3:>8.1f} ms{r:>8.3f}" for s, r in zip(theirs, ratios, strict=True))
         print(f"{name:<16}{len(faces):>10}{statistics.median(ours) * 1e3:>10.1f} ms{cells}")
-        visible = len(rays[2]) - sum(choice.counts)
         assert all(abs(hits - visible) <= 0.005 * len(rays[2]) for hits in blocked), "the rivals disagree"
 
 

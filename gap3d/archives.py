@@ -89,12 +89,6 @@ def trees(store_root: Path) -> list[Path]:
     return [only_folder(files) for files in sorted((store_root / "unpacked").glob("*/files")) if files.is_dir()]
 
 
-def refusals(folder: Path) -> list[Refusal]:
-    """The members that are not in a folder which ``unpacked`` returned."""
-    listing = next(parent / "refused.json" for parent in folder.parents if parent.parent.name == "unpacked")
-    return [Refusal(**entry) for entry in json.loads(listing.read_text())]
-
-
 def only_folder(files: Path) -> Path:
     """The folder that a person would name after unpacking by hand."""
     entries = list(files.iterdir())

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from gap3d.dataset import read_part
+from gap3d.features.tokens import KINDS
 from gap3d.manifest import LedgerRow, Manifest
 from gap3d.moments import round_off, sound, token_moments
 from gap3d.records import Status
 from gap3d.schemas import STAGES
 from gap3d.store import ALL, Store
+from gap3d.target_parts import read_part
 
-KINDS = ("cls", "registers", "patches")
 NAMED = 3  # so many of the keys that share a fault are told
 COPIED = ("captions", "split", "rank", "licence", "source", "identifier")
 HEAD = (

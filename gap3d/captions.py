@@ -1,12 +1,13 @@
 """Captions beside an image: the text or JSON file of the same name."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 from gap3d.catalog import CAPTION_BYTES, parse_captions
+from gap3d.image_settings import CaptionFile
 
 FIELDS = ("captions", "caption", "annotations")  # of a JSON object, the first that gives a caption
-EXTENSIONS = ("json", "txt")
+EXTENSIONS: tuple[CaptionFile, ...] = get_args(CaptionFile)
 
 
 def captions_in(content: bytes, extension: str) -> list[str]:

@@ -170,7 +170,7 @@ def drawn(
 
 
 @contextmanager
-def opened(settings: CocoSettings) -> Iterator[Coco]:
+def open_coco(settings: CocoSettings) -> Iterator[Coco]:
     """The data set in a folder, as folders or as the official zips.
 
     Raises:

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gap3d import manifest
-from gap3d.dataset import TargetBatch, TargetPart
 from gap3d.schemas import DATASET, TARGET_ROWS
 from gap3d.store import ALL, Store
+from gap3d.target_parts import TargetBatch, TargetPart
 
 DESCRIBED = ("key", "object_id", "view", "captions")
 LYING = ("target_shard", "target_part", "target_row")

@@ -1,11 +1,14 @@
 """Settings of images that nobody renders: the hub's pairs, MS-COCO, and collections of images."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from gap3d.section import Section
+
+CaptionFile = Literal["json", "txt"]
+"""Extensions of files that may hold an image's captions, in the order in which they are looked for."""
 
 
 class ImageTextSettings(Section):
@@ -60,7 +63,7 @@ class ImageSettings(Section):
     path: Path | None = None
     """The folder of the tars or of the images, searched at any depth, or one tar. Default for tars: tars, in the
     collection's folder, where pipelines.image_text and pipelines.coco put them."""
-    captions_from: Annotated[tuple[Literal["json", "txt"], ...], Field(min_length=1)] = ("json", "txt")
+    captions_from: Annotated[tuple[CaptionFile, ...], Field(min_length=1)] = get_args(CaptionFile)
     """Where the captions of an image are looked for, beside it and by its name; the first that has any is taken."""
     captions: Path | None = None
     """folder: CSV or Parquet with columns path and captions, over what lies beside the images.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gap3d import catalog, tars
-from gap3d.captions import captions_in, licence_in
+from gap3d.captions import EXTENSIONS, captions_in, licence_in
 from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.settings import CatalogSettings, ImageSettings, Limits
 
@@ -138,7 +138,7 @@ def outcome_of(
         kind = next((kind for kind in FORMATS if kind in members), None)
         if kind is None:
             raise Failure(Status.MISSING, f"no image (jpg, png or webp), only {', '.join(sorted(members))}")
-        texts = {kind: whole(*members[kind]) for kind in ("json", "txt") if kind in members}
+        texts = {kind: read_small(*members[kind]) for kind in EXTENSIONS if kind in members}
         found = (captions_in(texts[kind], kind) for kind in settings.captions_from if kind in texts)
         captions = source.captions if source.captions is not None else next((each for each in found if each), [])
         file, span = members[kind]
@@ -177,7 +177,7 @@ def shown(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def whole(file: int, span: tars.Span) -> bytes:
+def read_small(file: int, span: tars.Span) -> bytes:
     """A small member's bytes; none of one that is too long for a caption, or not all there."""
     if not 0 <= span.size <= catalog.CAPTION_BYTES:
         return b""

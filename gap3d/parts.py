@@ -68,7 +68,7 @@ class PartWriter:
             write_page_checksum=True,
             write_statistics=["key"],
             # One page per row group and column: tokens then lie in the file as they lie in memory, and a
-            # reader maps them (gap3d.dataset).
+            # reader maps them (gap3d.target_parts).
             data_page_size=1 << 30,
         )
 

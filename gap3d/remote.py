@@ -60,7 +60,7 @@ class RemoteBlobs(Blobs):
         known = self.info(final)
         if known and known["size"] == size and time.time() - modified(known) < RENEW_S:
             return sha256, size
-        with told():
+        with raise_as_os_error():
             if self.whole:
                 self.fs.put_file(str(source), final)
             else:
@@ -75,7 +75,7 @@ class RemoteBlobs(Blobs):
 
     def info(self, path: str) -> dict[str, Any] | None:
         """Size and date of a file; None where there is none."""
-        with told():
+        with raise_as_os_error():
             self.fs.invalidate_cache()
             try:
                 return self.fs.info(path)
@@ -84,13 +84,13 @@ class RemoteBlobs(Blobs):
 
     def fetch(self, sha256: str, target: Path) -> None:
         """Copy a file out; see ``Blobs.fetch``."""
-        with told():
+        with raise_as_os_error():
             self.fs.get_file(self.remote(sha256), str(target))
 
     def remove(self, sha256: str) -> None:
         """Remove a file; nothing happens where there is none."""
         if self.info(self.remote(sha256)):
-            with told():
+            with raise_as_os_error():
                 self.fs.rm_file(self.remote(sha256))
 
     def entries(self) -> Iterator[Entry]:
@@ -102,7 +102,7 @@ class RemoteBlobs(Blobs):
 
     def listing(self) -> list[dict[str, Any]]:
         """Sizes and dates of all files."""
-        with told():
+        with raise_as_os_error():
             self.fs.invalidate_cache()
             return list(self.fs.find(self.top, detail=True).values()) if self.fs.exists(self.top) else []
 
@@ -119,7 +119,7 @@ class RemoteBlobs(Blobs):
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def raise_as_os_error() -> Iterator[None]:
     """What a file system's own library raises, as a fault of the machine: it is no object's."""
     try:
         yield

@@ -1,6 +1,5 @@
 """What the stages pretrain and finetune have in common: one training brought up to date, and a report of it."""
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,6 @@ from pipelines.job import NotReady
 from pipelines.progress import progress, say_beside
 from pipelines.report import Report, ShardReport
 from pipelines.training import fit
-
-log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, stage: Stage) -> Report:
@@ -45,7 +42,7 @@ def run(settings: Settings, stage: Stage) -> Report:
         with progress(total=plan.steps, desc=stage, unit="step") as bar:
 
             def show(step: int, values: Values) -> None:
-                bar.set_postfix_str(told(values), refresh=False)
+                bar.set_postfix_str(format_progress(values), refresh=False)
                 bar.update(step - bar.n)
 
             def measuring(done: int, total: int) -> None:
@@ -82,7 +79,7 @@ def ready(settings: Settings, stage: Stage) -> Plan:
         raise NotReady(str(error)) from error
 
 
-def told(values: Values) -> str:
+def format_progress(values: Values) -> str:
     """What the bar says beside the steps."""
     return (
         f"loss {values['loss']:.4g}, {values['samples_per_s']:.3g} samples/s, "
@@ -93,12 +90,12 @@ def told(values: Values) -> str:
 def main(stage: Stage, doc: str) -> None:
     """The program of a stage."""
 
-    def told_run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
+    def run_and_print(settings: Settings, _shards: Sequence[str] = ()) -> Report:
         report = run(settings, stage)
         say(*lines(settings, stage, report))
         return report
 
-    stage_main(stage, doc, told_run, sharded=False)
+    stage_main(stage, doc, run_and_print, sharded=False)
 
 
 def lines(settings: Settings, stage: Stage, report: Report) -> list[str]:

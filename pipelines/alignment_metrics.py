@@ -25,7 +25,7 @@ from gap3d.evaluation.quirks import QUIRKS, of_table
 from gap3d.evaluation.result import Result, known, save
 from gap3d.evaluation.rounding import note_of, noted
 from gap3d.evaluation.tokens import TokenSets, collection_at, of_dataset, open_tokens, worth
-from gap3d.metrics.alignment import KINDS, MEASURES
+from gap3d.metrics.alignment import MEASURES, TABLE_KINDS
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines.command import parse, parser, resolved, say, sentences, stop
@@ -228,9 +228,9 @@ def measured(row: Wanted, settings: Settings) -> tuple[Result, ShardReport]:
 def lines_of(result: Result) -> list[str]:
     """A result for a person."""
     made = printed.heading(result, "pairs")
-    for kind in KINDS:
+    for kind in TABLE_KINDS:
         cells = {measure: result.cells.get(f"{measure}_{kind}") for measure in MEASURES}
-        texts = [f"{name} {printed.told(cell, 4)}" for name, cell in cells.items() if cell is not None]
+        texts = [f"{name} {printed.format_cell(cell, 4)}" for name, cell in cells.items() if cell is not None]
         if texts:
             made.append(f"  {kind:<9}  " + "  ".join(texts))
     for name, check in result.checks.items():

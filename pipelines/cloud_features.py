@@ -30,10 +30,11 @@ from gap3d.store import Store
 from pipelines.command import open_store, parse, parser
 from pipelines.evaluation import clouds, pictured
 from pipelines.featurizer import cuda_here
-from pipelines.job import Item, Job, Row, passed_on, require_complete
+from pipelines.job import Item, Job, Row, parted, passed_on, require_complete
 from pipelines.job import run as run_job
 from pipelines.picture_features import common_inputs
 from pipelines.report import Report, merge
+from pipelines.worker import encoder_resources
 
 CODE = "cloud_features"  # in gap3d/versions.toml
 STAGE = stage_of("pointnet")
@@ -154,8 +155,8 @@ def make_job(settings: Settings, source: Pictured, order: Sequence[str] = ()) ->
         rows=rows,
         items=items,
         factory=partial(CloudExtractor, settings),
-        singly=pictured.singly,
-        resources=pictured.resources(settings),
+        singly=parted,
+        resources=encoder_resources(settings),
         unit="cloud",
         metadata={STAGE: {"extractor": description, "source": dict(source.about), "views": CLOUD_VIEWS}},
     )

@@ -12,7 +12,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
     sys.path.pop(0)
 
 from gap3d import fingerprints, tars
-from gap3d.coco import Coco, Image, opened
+from gap3d.coco import Coco, Image, open_coco
 from gap3d.records import Failure, Outcome, Status
 from gap3d.schemas import COCO
 from gap3d.settings import Settings
@@ -50,7 +50,7 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     started = time.monotonic()
     store, section = open_store(settings), settings.coco
     store.save_settings(STAGE, fingerprints.settings_digest(section), section.model_dump(mode="json"))
-    with opened(section) as coco, store.writer(STAGE, ALL, COCO, settings.compute, settings.limits) as writer:
+    with open_coco(section) as coco, store.writer(STAGE, ALL, COCO, settings.compute, settings.limits) as writer:
         plans, failures, expected = planned(coco, settings)
         for outcome in failures:
             inputs = {"reason": outcome.reason, "code": fingerprints.code_version(STAGE)}

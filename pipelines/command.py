@@ -27,8 +27,6 @@ from pipelines.job import NotReady
 from pipelines.report import Report
 from render.job import printable
 
-log = logging.getLogger(__name__)
-
 RESOLVED = "resolved.json"  # settings as a run resolved them: the environment where they are read has no say
 
 

@@ -13,21 +13,20 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from gap3d import gc
-from gap3d.dataset import TargetBatch, read_part, read_targets
+from gap3d.features.tokens import KINDS, PACKED
 from gap3d.manifest import LedgerRow
 from gap3d.store import Store
+from gap3d.target_parts import TargetBatch, read_part, read_targets
 from pipelines.command import open_store, parse, parser, require_catalog, say, sentences
 from pipelines.job import NotReady
 from pipelines.progress import progress
 from pipelines.targets import label
 
-KINDS = ("cls", "registers", "patches")
-
 
 def by_key(batch: TargetBatch) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(key, tokens [N, C] by kind) of each row."""
     for index, key in enumerate(batch.keys):
-        yield key, {"cls": batch.cls[index : index + 1], **{k: getattr(batch, k)[index] for k in KINDS[1:]}}
+        yield key, {"cls": batch.cls[index : index + 1], **{k: getattr(batch, k)[index] for k in PACKED}}
 
 
 def rows_of(store: Store, stage: str) -> dict[str, tuple[str, LedgerRow]]:

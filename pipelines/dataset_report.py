@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from gap3d import document, fingerprints
+from gap3d import fingerprints
 from gap3d.atlas import inventory, page, pictures
 from gap3d.dataset_index import Row
 from gap3d.manifest import now
+from gap3d.pages import document
 from gap3d.parts import write_atomically
 from gap3d.settings import Settings
 from gap3d.store import Store

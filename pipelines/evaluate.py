@@ -39,7 +39,7 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     return report
 
 
-def told(settings: Settings, _shards: Sequence[str] = ()) -> Report:
+def run_and_print(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     """``run``, and its numbers for a person."""
     settings = resolved(settings)
     report = run(settings)
@@ -49,4 +49,4 @@ def told(settings: Settings, _shards: Sequence[str] = ()) -> Report:
 
 
 if __name__ == "__main__":
-    stage_main("evaluate", __doc__ or "", told, sharded=False)
+    stage_main("evaluate", __doc__ or "", run_and_print, sharded=False)

@@ -33,11 +33,11 @@ from gap3d.training.run import FOLDER, RESULT, Stage, read_result
 from pipelines import prompts
 from pipelines.command import parse, parser, say, sentences, stop
 from pipelines.generator import STAGE, Generator, Wish, digest_of, pooled_layout
-from pipelines.job import Item, Job, NotReady, Row, passed_on, require_complete
+from pipelines.job import Item, Job, NotReady, Row, parted, passed_on, require_complete
 from pipelines.job import run as run_job
 from pipelines.report import Report, merge
 from pipelines.sets_page import write_page
-from pipelines.worker import Resources
+from pipelines.worker import encoder_resources
 
 DEADLINE_S = 4 * 3600.0  # a batch; of the paper's size a CPU takes half an hour for one sample
 
@@ -159,23 +159,14 @@ def make_job(settings: Settings, store: Store, checkpoint: Checkpoint) -> Job:
                 made.append(Item(shard=shard, rows=mine, payload=payload))
         return made
 
-    def singly(item: Item) -> list[Item]:
-        return [replace(item, rows=(row,), payload=[row.payload]) for row in item.rows]
-
-    compute = settings.compute
     return Job(
         stages=(STAGE,),
         schema={STAGE: schema},
         rows=rows,
         items=items,
         factory=partial(Generator, checkpoint.folder, checkpoint.digest, settings, checkpoint.vlm),
-        singly=singly,
-        resources=Resources(
-            max(1, compute.workers // compute.encoder_threads),
-            cpus=float(compute.encoder_threads),
-            gpus=compute.encoder_gpus,
-            custom=compute.encoder_resources,
-        ),
+        singly=parted,
+        resources=encoder_resources(settings),
         unit="step",
         units=settings.sampling.steps,
         deadline_s=DEADLINE_S,
@@ -232,7 +223,7 @@ def main() -> None:
         folder = known.checkpoint or trained_in(settings.store, settings.collection)
         vlm = str(Path(known.vlm).absolute()) if known.vlm and Path(known.vlm).exists() else known.vlm
         checkpoint = Checkpoint(folder.expanduser().absolute(), vlm)
-        store, own, read = prompts.opened(known, settings)
+        store, own, read = prompts.bring_up_to_date(known, settings)
         report = merge([read, run(own, store, checkpoint)])
         if known.report:
             report.save(known.report)

@@ -87,7 +87,7 @@ def of_objects(settings: Settings, spec: str, model: str) -> tuple[list[Result],
 def shaped(settings: Settings, true: TrueObjects) -> Iterator[str]:
     """What TRELLIS made of these very prompts, in any collection of the store."""
     wanted = {key: (asked.index, asked.caption_index) for key, asked in true.asked.items()}
-    for folder in sorted({path.parent for path in settings.store.glob("*/shapes-*") if path.is_dir()}):
+    for folder in sorted({path.parent for path in settings.store.glob(f"*/{stage_of('*')}") if path.is_dir()}):
         store = Store.open(settings.store, folder.name, settings.blobs)
         found: dict[str, tuple[int, int]] = {}
         for shard in store.shards:
@@ -252,7 +252,7 @@ def lines_of(result: Result) -> list[str]:
     """A result for a person."""
     made = printed.heading(result, "objects")
     made += printed.found(result.protocol.get("generated", {}), sum(result.counts.values()))
-    made += [f"  {name:<16} {printed.told(cell, 3)}" for name, cell in result.cells.items()]
+    made += [f"  {name:<16} {printed.format_cell(cell, 3)}" for name, cell in result.cells.items()]
     return [*made, f"  {result.folder}"]
 
 

@@ -95,6 +95,11 @@ class Job:
     deadline_s: float | None = None
 
 
+def parted(item: Item) -> list[Item]:
+    """An item of several rows, whose payload is a list of theirs, as one of each (``Job.singly``)."""
+    return [replace(item, rows=(row,), payload=[row.payload]) for row in item.rows]
+
+
 def require_complete(store: Store, stage: str, shard: str, program: str) -> Manifest:
     """The manifest of an earlier stage.
 
@@ -266,11 +271,11 @@ def outcomes(
     while todo:
         again: list[Item] = []
         for item, answer in pool.run(todo, lambda item: item.payload, alone=todo[0].attempts >= limit):
-            parted = singly(item) if singly and len(item.rows) > 1 else [item]
+            alone = singly(item) if singly and len(item.rows) > 1 else [item]
             if not isinstance(answer, Broken):
                 yield item, [replace(outcome, attempts=outcome.attempts + item.attempts - 1) for outcome in answer]
-            elif answer.died and (item.attempts < limit or len(parted) > 1):
-                again += [replace(each, attempts=min(item.attempts + 1, limit)) for each in parted]
+            elif answer.died and (item.attempts < limit or len(alone) > 1):
+                again += [replace(each, attempts=min(item.attempts + 1, limit)) for each in alone]
             else:
                 yield item, [broken(row, item, answer) for row in item.rows]
         todo = again

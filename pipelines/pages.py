@@ -7,10 +7,11 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from gap3d import document, fingerprints, gallery
+from gap3d import fingerprints
 from gap3d.entries import STAGES, Entry, pictures, shard_entries
-from gap3d.gallery import Counts, Shot, Size
 from gap3d.manifest import now
+from gap3d.pages import document, gallery
+from gap3d.pages.gallery import Counts, Shot, Size
 from gap3d.parts import write_atomically
 from gap3d.records import Failure
 from gap3d.settings import RANDOM_ENCODERS, Settings

@@ -26,11 +26,12 @@ from gap3d.settings import Settings
 from pipelines.command import parse, parser
 from pipelines.evaluation import pictured
 from pipelines.evaluation.picture_extractor import PictureExtractor
-from pipelines.job import Item, Job, Row
+from pipelines.job import Item, Job, Row, parted
 from pipelines.job import run as run_job
 from pipelines.report import Report, merge
 from pipelines.targets import AHEAD, BATCH, GPU_AHEAD, device_of
 from pipelines.utilisation import Utilisation
+from pipelines.worker import encoder_resources
 
 STAGE = "picture_features"  # in gap3d/versions.toml
 FEW = 32  # objects that need no Ray
@@ -80,8 +81,8 @@ def make_job(settings: Settings, source: Pictured, name: PictureName) -> Job:
         rows=rows,
         items=items,
         factory=partial(PictureExtractor, stage, name, settings),
-        singly=pictured.singly,
-        resources=pictured.resources(settings, GPU_AHEAD if device == "gpu" else AHEAD),
+        singly=parted,
+        resources=encoder_resources(settings, GPU_AHEAD if device == "gpu" else AHEAD),
         unit="picture",
         says=says,
         metadata={stage: {"extractor": description, "source": dict(source.about), "views": VIEWS[name]}},

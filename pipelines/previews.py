@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from gap3d.contact_sheet import MOST_VIEWS, TILE, Tile, contact_sheet, tile_of
 from gap3d.entries import pictures, shard_entries
 from gap3d.parts import write_atomically
 from gap3d.records import Status
-from gap3d.report import MOST_VIEWS, TILE, Tile, contact_sheet, tile_of
 from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines import images, pages

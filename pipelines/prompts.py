@@ -198,7 +198,7 @@ def wanted(known: argparse.Namespace, settings: Settings) -> tuple[list[Prompt],
     return found, known.into or f"{settings.collection}-{stem}"
 
 
-def opened(known: argparse.Namespace, settings: Settings) -> tuple[Store, Settings, Report]:
+def bring_up_to_date(known: argparse.Namespace, settings: Settings) -> tuple[Store, Settings, Report]:
     """The collection that flags name, with its prompts up to date."""
     prompts, name = wanted(known, settings)
     store, own = collection_of(settings, name, len(prompts))
@@ -215,7 +215,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
     with sentences(made):
-        store, _, report = opened(known, settings)
+        store, _, report = bring_up_to_date(known, settings)
         say(*report.lines(), f"collection: {store.folder}")
 
 

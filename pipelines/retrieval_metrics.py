@@ -196,7 +196,7 @@ def report_of(subject: Subject, result: Result, *, computed: bool) -> ShardRepor
 def lines_of(result: Result) -> list[str]:
     """A result for a person."""
     made = printed.heading(result, "queries")
-    made += [f"  {name:<12} {printed.told(cell, 2, ' %')}" for name, cell in result.cells.items()]
+    made += [f"  {name:<12} {printed.format_cell(cell, 2, ' %')}" for name, cell in result.cells.items()]
     return [*made, f"  {result.folder}"]
 
 

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gap3d import generated
 from gap3d.atlas import pictures
 from gap3d.atlas.palette import Palette
-from gap3d.dataset import TargetPart, read_part
 from gap3d.features.decoding import decode_image
 from gap3d.features.images import without_alpha
-from gap3d.generated import Failed, Shown
 from gap3d.manifest import Manifest
+from gap3d.pages import generated
+from gap3d.pages.generated import Failed, Shown
 from gap3d.parts import write_atomically
 from gap3d.records import Failure, Status
 from gap3d.settings import Settings
 from gap3d.store import Store
+from gap3d.target_parts import TargetPart, read_part
 from pipelines.generator import STAGE
 
 PAGE = "reports/generated.html"

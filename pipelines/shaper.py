@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 from gap3d.blobs import sha256_of
-from gap3d.dataset import TargetPart
 from gap3d.depth import depth_range, encode_depth
 from gap3d.features.decoding import decode_image
 from gap3d.features.images import without_alpha
 from gap3d.parts import fsync_path, read_rows
 from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.settings import Limits
+from gap3d.target_parts import TargetPart
 from gap3d.temporary import TemporaryFolder
 from gap3d.transforms import transforms
 from gap3d.trellis.process import Died, Installation, Late, TrellisProcess

@@ -22,6 +22,7 @@ from gap3d.atlas.palette import Painting, Palette
 from gap3d.atlas.pca import Components, Covariance
 from gap3d.atlas.statistics import TokenStatistics
 from gap3d.dataset_index import Row
+from gap3d.features.tokens import KINDS
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines import images
@@ -153,8 +154,7 @@ def measure(
         return
     grid = tuple(found.layout["grid"])
     kinds = {
-        name: TokenStatistics(name, grid if name == "patches" else None, found.layout[name]["dtype"])
-        for name in ("cls", "registers", "patches")
+        name: TokenStatistics(name, grid if name == "patches" else None, found.layout[name]["dtype"]) for name in KINDS
     }
     for batch in dataset_index.batches(store, found.measured):
         kinds["cls"].add(batch.cls[:, None])

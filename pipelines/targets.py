@@ -23,7 +23,7 @@ from pipelines.job import Item, Job, Row, passed_on, require_complete
 from pipelines.job import run as run_job
 from pipelines.report import Report
 from pipelines.utilisation import Utilisation
-from pipelines.worker import Resources
+from pipelines.worker import encoder_resources
 
 AHEAD = 3  # items at work at an encoder: one in it, one that is decoded, one that is handed over
 GPU_AHEAD = 4  # ... and one that the GPU goes on with
@@ -99,8 +99,6 @@ def make_job(settings: Settings) -> Job:
     def says(found: Sequence[Outcome]) -> str:
         return str(busy.add(outcome.costs for outcome in found))
 
-    threads, gpus = settings.compute.encoder_threads, settings.compute.encoder_gpus
-    custom = settings.compute.encoder_resources
     return Job(
         stages=(STAGE,),
         schema={STAGE: schema},
@@ -108,13 +106,7 @@ def make_job(settings: Settings) -> Job:
         items=items,
         factory=partial(Featurizer, settings),
         singly=singly,
-        resources=Resources(
-            max(1, settings.compute.workers // threads),
-            cpus=float(threads),
-            gpus=gpus,
-            custom=custom,
-            ahead=GPU_AHEAD if device == "gpu" else AHEAD,
-        ),
+        resources=encoder_resources(settings, GPU_AHEAD if device == "gpu" else AHEAD),
         unit="image",
         says=says,
         metadata={

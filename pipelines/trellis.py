@@ -19,13 +19,14 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
     sys.path.pop(0)
 
 from gap3d import fingerprints
-from gap3d.dataset import TargetPart
 from gap3d.features.encoder import UNTRAINED
+from gap3d.features.tokens import KINDS
 from gap3d.manifest import LedgerRow, Manifest
 from gap3d.records import Outcome, Status
 from gap3d.schemas import SHAPES
 from gap3d.settings import Settings
 from gap3d.store import Store
+from gap3d.target_parts import TargetPart
 from gap3d.trellis.child import PATCHES, REGISTERS, WIDTH
 from gap3d.trellis.process import START_S, Installation
 from gap3d.trellis.seeds import Method, seed_of, view_of
@@ -58,7 +59,7 @@ class Place:
     digest: str
 
 
-def stage_of(method: Method) -> str:
+def stage_of(method: str) -> str:
     """The stage that has a method's rows."""
     return f"{STAGE}-{method}"
 
@@ -80,7 +81,7 @@ def require_condition(store: Store) -> dict[str, Any]:
         for part in sorted(held.parts):
             with TargetPart(store.shard("generated", shard) / part) as opened:
                 said = opened.metadata
-            shapes = [said["tokens"][name]["shape"] for name in ("cls", "registers", "patches")]
+            shapes = [said["tokens"][name]["shape"] for name in KINDS]
             (width,), (registers, _), (patches, _) = shapes
             require_layout(registers, patches, width, f"the token sets of {store.collection} are")
             return said

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from gap3d.records import Outcome, SystemicFault
+from gap3d.settings import Settings
 
 
 class Worker(Protocol):
@@ -54,6 +55,18 @@ class Resources:
     gpus: float = 0.0
     custom: Mapping[str, float] = field(default_factory=dict)
     ahead: int = 1
+
+
+def encoder_resources(settings: Settings, ahead: int = 1) -> Resources:
+    """What the workers of an encoder take (``compute.encoder_threads``, ``encoder_gpus``, ``encoder_resources``)."""
+    compute = settings.compute
+    return Resources(
+        max(1, compute.workers // compute.encoder_threads),
+        cpus=float(compute.encoder_threads),
+        gpus=compute.encoder_gpus,
+        custom=compute.encoder_resources,
+        ahead=ahead,
+    )
 
 
 def guarded(call: Callable[[], list[Outcome]]) -> list[Outcome] | Broken:

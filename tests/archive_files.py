@@ -1,12 +1,11 @@
 """Zips and tars as strangers make them, and what came out of them."""
 
 import io
+import json
 import stat
 import struct
 import tarfile
 import zipfile
-
-from gap3d.archives import refusals
 
 GOOD = {"chairs/a.obj": b"v 0 0 0\n", "chairs/deep/er/b.mtl": b"newmtl m\n", "c.glb": bytes(range(256)) * 40}
 
@@ -53,8 +52,14 @@ def everything(root):
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.name.endswith(".lock")}
 
 
+def refusals(folder):
+    """What is written down beside a folder which ``unpacked`` returned: the members that are not in it."""
+    listing = next(parent / "refused.json" for parent in folder.parents if parent.parent.name == "unpacked")
+    return json.loads(listing.read_text())
+
+
 def left_out(folder):
-    return {refusal.member: refusal.reason for refusal in refusals(folder)}
+    return {refusal["member"]: refusal["reason"] for refusal in refusals(folder)}
 
 
 def lying_zip(path, claimed, data=bytes(80 * 1024**2)):

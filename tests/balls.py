@@ -8,7 +8,8 @@ from PIL import Image
 from stores import TOGETHER, write
 
 from gap3d.depth import depth_range, encode_depth
-from gap3d.evaluation.views import AROUND
+from gap3d.evaluation.views import AROUND, Rendered
+from gap3d.records import Status
 from gap3d.schemas import CATALOG, RENDERS
 from gap3d.store import Store
 
@@ -88,6 +89,18 @@ def commit(root, rows, name="balls-around"):
     )
     write(store, rows, TOGETHER, "renders", RENDERS)
     return store
+
+
+def views_of(store, count):
+    """A protocol's views of every object of a collection of renders, by object_id."""
+    rendered = Rendered(store)
+    return {key: views for shard in store.shards for key, views in rendered.views(shard, count).items()}
+
+
+def whole(views):
+    """An object's views, none of which lacks its picture."""
+    assert [view.reason for view in views if view.status is not Status.OK] == []
+    return views
 
 
 def settings_of(root, **values):

@@ -17,7 +17,6 @@ from gap3d.settings import RenderSettings
 from render.job import Model
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
 CUBE_CORNERS = np.array([(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
 CUBE_QUADS = ((0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3))
 QUICK = RenderSettings(resolution=64, samples=4, threshold=0, denoise=False, prefilter="none")

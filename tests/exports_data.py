@@ -7,7 +7,7 @@ import warnings
 
 from folders import write_box
 
-from gap3d.dataset import read_part
+from gap3d.target_parts import read_part
 
 CAPTIONS = {
     "a.obj": ["a cube", "a plain grey cube", "a plain grén cube"],

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gap3d.features.tokens import TokenLayout, targets_from_prenorm
-from gap3d.metrics.alignment import GAP, KINDS, MEASURES, NORMALISED, Alignment, expected_mse, kinds_of
+from gap3d.metrics.alignment import GAP, MEASURES, NORMALISED, TABLE_KINDS, Alignment, expected_mse, kinds_of
 from gap3d.metrics.neighbourhood import nearest, neighbourhood_overlap
 
 LAYOUTS = [TokenLayout(4, (3, 5), 12), TokenLayout(0, (2, 2), 7), TokenLayout(1, (1, 3), 64)]
@@ -50,7 +50,7 @@ def test_the_means_are_those_of_plain_loops(layout):
     found = measured(predicted, true, layout, [5])
     first = 1 + layout.registers
     tokens = {"cls": [0], "registers": range(1, first), "patches": range(first, layout.count)}
-    for kind in KINDS:
+    for kind in TABLE_KINDS:
         if not len(tokens[kind]):
             assert not [name for name in found if name.endswith(kind)]
             continue
@@ -88,12 +88,12 @@ def test_the_error_of_normed_targets_follows_from_cosine_and_norm_ratio_and_of_o
     layout = LAYOUTS[2]
     predicted, true = pairs(layout, 4)
     found = measured(predicted, true, layout, [4])
-    assert max(found[f"{GAP}_{kind}"] for kind in KINDS) < 1e-4
+    assert max(found[f"{GAP}_{kind}"] for kind in TABLE_KINDS) < 1e-4
     cosine, ratio = (torch.tensor(found[f"{name}_cls"]) for name in ("cosine", "norm_ratio"))
     assert float(expected_mse(cosine, ratio)) == pytest.approx(found["mse_cls"], abs=0.02)
     for scale in (0.9, 1.1):
         other = measured(predicted, scale * true, layout, [4])
-        assert min(other[f"{GAP}_{kind}"] for kind in KINDS) > NORMALISED
+        assert min(other[f"{GAP}_{kind}"] for kind in TABLE_KINDS) > NORMALISED
 
 
 def test_one_number_that_is_none_shows_in_its_kind_and_in_no_other():

@@ -2,12 +2,11 @@
 
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import load_file
+from shared_data import golden
 from target_stores import LAYOUT, collection, tokens_of, write_index, write_part
 
 from gap3d.evaluation import tokens
@@ -22,7 +21,6 @@ from gap3d.store import Store
 from pipelines import alignment_metrics
 from pipelines.command import load_settings
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "dinov2_reg_small.safetensors"
 BOOTSTRAP = {"seed": 3, "level": 0.9, "resamples": 200}
 RNG = np.random.default_rng(0)
 
@@ -145,12 +143,13 @@ def test_the_quirk_averages_the_means_of_batches_of_64(tmp_path):
 
 
 def test_the_identity_holds_on_the_reference_targets(tmp_path):
-    golden = load_file(GOLDEN)
-    npz(tmp_path / "t.npz", ["a", "b"], cls=golden["output.target"][:, 0], patches=golden["output.target"][:, 5:])
-    npz(tmp_path / "p.npz", ["a", "b"], cls=golden["output.x_prenorm"][:, 0], patches=golden["output.x_prenorm"][:, 5:])
+    _, tensors = golden("dinov2_reg_small.safetensors")
+    true, raw = (tensors[f"output.{name}"].numpy() for name in ("target", "x_prenorm"))
+    npz(tmp_path / "t.npz", ["a", "b"], cls=true[:, 0], patches=true[:, 5:])
+    npz(tmp_path / "p.npz", ["a", "b"], cls=raw[:, 0], patches=raw[:, 5:])
     _, cells, checks = measured(tmp_path / "p.npz", tmp_path / "t.npz")
     assert checks["identity"]["applies"] and max(checks["identity"]["greatest_gap"].values()) < 1e-3
-    truth = np.square(golden["output.x_prenorm"] - golden["output.target"]).mean(-1)[:, 5:].mean()
+    truth = np.square(raw - true).mean(-1)[:, 5:].mean()
     assert cells["mse_patches"].value == pytest.approx(float(truth), rel=1e-5)
 
 

@@ -13,10 +13,21 @@ import zipfile
 import zlib
 
 import pytest
-from archive_files import GOOD, content, everything, good_entries, left_out, lying_zip, tar_entry, write_tar, write_zip
+from archive_files import (
+    GOOD,
+    content,
+    everything,
+    good_entries,
+    left_out,
+    lying_zip,
+    refusals,
+    tar_entry,
+    write_tar,
+    write_zip,
+)
 
 from gap3d import archives
-from gap3d.archives import refusals, unpacked
+from gap3d.archives import unpacked
 from gap3d.settings import Limits
 
 LIMITS = Limits(archive_bytes=10**9)
@@ -241,7 +252,7 @@ def test_of_equal_names_the_first_counts_and_case_makes_a_difference(tmp_path):
     ):
         folder = unpacked(path, tmp_path / "store", LIMITS)
         assert content(folder) == {"a.obj": b"first", "A.obj": b"other"}
-        assert [refusal.member for refusal in refusals(folder)] == ["a.obj", "./a.obj", "a.obj/b"]
+        assert [refusal["member"] for refusal in refusals(folder)] == ["a.obj", "./a.obj", "a.obj/b"]
 
 
 def test_names_in_any_encoding_are_kept_or_told(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from folders import run_line, small, write_box
 
-from gap3d.dataset import read_targets
+from gap3d.target_parts import read_targets
 from pipelines.command import open_store
 from pipelines.compare_features import compare
 from pipelines.job import NotReady

@@ -19,7 +19,6 @@ from test_grids import places
 from gap3d.aligner.model import build_aligner
 from gap3d.aligner.sampler import noise_of
 from gap3d.aligner_settings import AlignerSettings
-from gap3d.dataset import TargetPart
 from gap3d.evaluation.runs import bundled, read_sheet
 from gap3d.features.tokens import TokenLayout
 from gap3d.prompts import of_file
@@ -27,6 +26,7 @@ from gap3d.records import SystemicFault
 from gap3d.schemas import CATALOG, RENDERS
 from gap3d.settings import CatalogSettings
 from gap3d.store import Store
+from gap3d.target_parts import TargetPart
 from gap3d.trellis.turntable import PROTOCOLS
 from pipelines import comparison, evaluation_prompts
 from pipelines.comparison import Shaping, make, planned

@@ -13,7 +13,7 @@ from gallery_data import Collection, object_id, settings_of
 from pictures import of_images, pairs, picture, run_images, write_tar
 from PIL import Image
 
-from gap3d.document import state_of
+from gap3d.pages.document import state_of
 from pipelines import dataset, dataset_report
 from pipelines.command import open_store
 from pipelines.job import NotReady

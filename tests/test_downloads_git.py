@@ -8,12 +8,11 @@ import pytest
 from hostile_server import Site, serving
 from networked import blob_url, contents, fetch, ledger, listed, settings_of, sha256, statuses, stray, write_catalog
 from repositories import Origin, configure, fetches, git
+from shared_data import DATA, needs_data
 
 from gap3d.network import lfs
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 OBJ = b"mtllib %s\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"
-real = pytest.mark.skipif(not DATA.is_dir(), reason="the real repositories (../shared/data) are not on this machine")
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def fetched(tmp_path, rows, **values):
     return settings
 
 
-@real
+@needs_data
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_file_of_the_real_repositories_has_the_bytes_of_a_checkout_of_its_commit(tmp_path, monkeypatch):

@@ -2,14 +2,13 @@
 
 import json
 import logging
-from pathlib import Path
 
 import authors_vit
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from shared_data import golden, weights_of
 from transformers import (
     BertConfig,
     Dinov2WithRegistersConfig,
@@ -33,7 +32,6 @@ from gap3d.features.weights import weights_hash
 from gap3d.records import SystemicFault
 from gap3d.settings import TargetSettings
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "dinov2_reg_small.safetensors"
 SMALL = TargetSettings(encoder="random-small", image_size=70)
 ROTARY = TargetSettings(encoder="random-small-dinov3", image_size=80)
 BOTH = pytest.mark.parametrize("settings", [SMALL, ROTARY], ids=["dinov2", "dinov3"])
@@ -51,14 +49,11 @@ def small():
 
 
 @pytest.fixture
-def golden():
-    if not GOLDEN.is_file():
-        pytest.skip(f"the golden file of the reference implementation is not there: {GOLDEN}")
-    with safe_open(GOLDEN, "pt") as file:
-        return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+def reference():
+    return golden("dinov2_reg_small.safetensors")
 
 
-def golden_encoder(config, tensors, **settings):
+def reference_encoder(config, tensors, **settings):
     model = Dinov2WithRegistersModel(
         Dinov2WithRegistersConfig(
             hidden_size=config["hidden"],
@@ -69,27 +64,23 @@ def golden_encoder(config, tensors, **settings):
             num_register_tokens=config["registers"],
         )
     )
-    model.load_state_dict(DINOV2_WITH_REGISTERS.renamed(golden_weights(tensors)))
+    model.load_state_dict(DINOV2_WITH_REGISTERS.renamed(weights_of(tensors)))
     settings = {"image_size": config["input_size"], **settings}
     return Encoder(model, TargetSettings(encoder="golden", **settings), device="cpu")
 
 
-def golden_weights(tensors):
-    return {name.removeprefix("weights."): tensor for name, tensor in tensors.items() if name.startswith("weights.")}
-
-
-def test_targets_equal_the_reference(golden):
-    config, tensors = golden
-    targets = golden_encoder(config, tensors).encode(tensors["input.pixels"])
+def test_targets_equal_the_reference(reference):
+    config, tensors = reference
+    targets = reference_encoder(config, tensors).encode(tensors["input.pixels"])
     torch.testing.assert_close(targets, tensors["output.target"], atol=1e-5, rtol=0)
     torch.testing.assert_close(
         targets_from_prenorm(tensors["output.x_prenorm"]), tensors["output.target"], atol=1e-5, rtol=0
     )
 
 
-def test_the_target_is_not_the_encoders_own_final_norm(golden):
-    config, tensors = golden
-    encoder = golden_encoder(config, tensors)
+def test_the_target_is_not_the_encoders_own_final_norm(reference):
+    config, tensors = reference
+    encoder = reference_encoder(config, tensors)
     with torch.inference_mode():
         normed = encoder._model(tensors["input.pixels"]).last_hidden_state
         kept = encoder._model(tensors["input.pixels"], output_hidden_states=True).hidden_states[-1]
@@ -98,23 +89,23 @@ def test_the_target_is_not_the_encoders_own_final_norm(golden):
 
 
 @pytest.mark.parametrize("size", [28, 56, 84, 140])
-def test_other_image_sizes_equal_the_reference_with_interpolated_positions(golden, size):
+def test_other_image_sizes_equal_the_reference_with_interpolated_positions(reference, size):
     """The golden file is of one size; the model written plainly equals it there, and tells what to expect elsewhere."""
-    config, tensors = golden
-    weights = golden_weights(tensors)
+    config, tensors = reference
+    weights = weights_of(tensors)
     plain = authors_vit.prenorm(weights, tensors["input.pixels"], config["heads"])
     torch.testing.assert_close(plain, tensors["output.x_prenorm"], atol=1e-5, rtol=0)
     expected = targets_from_prenorm(authors_vit.prenorm(weights, torch.as_tensor(pixels(2, size)), config["heads"]))
-    encoder = golden_encoder(config, tensors, image_size=size)
+    encoder = reference_encoder(config, tensors, image_size=size)
     torch.testing.assert_close(encoder.encode(pixels(2, size)), expected, atol=1e-5, rtol=0)
     with torch.inference_mode():
         theirs = encoder._model(torch.as_tensor(pixels(2, size)), output_hidden_states=True).hidden_states[-1]
     assert torch.equal(encoder._prenorm(torch.as_tensor(pixels(2, size))), theirs)
 
 
-def test_bfloat16_of_the_reference_stays_near_for_every_kind_of_token(golden):
-    config, tensors = golden
-    encoder = golden_encoder(config, tensors, dtype="bfloat16")
+def test_bfloat16_of_the_reference_stays_near_for_every_kind_of_token(reference):
+    config, tensors = reference
+    encoder = reference_encoder(config, tensors, dtype="bfloat16")
     targets = encoder.encode(tensors["input.pixels"])
     assert targets.dtype == torch.float32
     found = deviations(targets, tensors["output.target"], encoder.layout)
@@ -256,8 +247,8 @@ def test_saved_random_weights_stay_untrained(small, tmp_path):
     assert identity(settings)["trained"] is False
 
 
-def test_trained_weights_from_a_folder(golden, tmp_path):
-    encoder = golden_encoder(*golden)
+def test_trained_weights_from_a_folder(reference, tmp_path):
+    encoder = reference_encoder(*reference)
     encoder.save(tmp_path)
     loaded = load_encoder(TargetSettings(encoder=str(tmp_path), image_size=70), device="cpu")
     assert loaded.trained is True

@@ -4,11 +4,11 @@ import random
 
 import numpy as np
 import pytest
-from balls import WEIGHTS, balls, commit
+from balls import WEIGHTS, balls, commit, views_of, whole
 from folders import small, write_box, write_objects
 
 from gap3d.evaluation.objects import objects_of
-from gap3d.evaluation.views import AROUND, views_of, whole
+from gap3d.evaluation.views import AROUND
 from gap3d.records import SystemicFault
 from gap3d.schemas import CATALOG
 from gap3d.takedown import RECORD

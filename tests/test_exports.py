@@ -23,12 +23,12 @@ from webdataset_tars import read_back
 from gap3d import gc
 from gap3d.audit import audit
 from gap3d.blobs import sha256_of
-from gap3d.dataset import read_part, read_targets
 from gap3d.exports.pieces import pack
 from gap3d.exports.webdataset import Pictures
 from gap3d.features.images import decode_png
 from gap3d.lease import LeaseHeld, lease
 from gap3d.takedown import exports
+from gap3d.target_parts import read_part, read_targets
 from pipelines import dataset, export, targets
 from pipelines.command import open_store
 from pipelines.export import export_datasets, export_trellis, export_webdataset

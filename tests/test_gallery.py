@@ -9,11 +9,11 @@ import numpy as np
 from gallery_data import Collection, object_id, picture, ramp, settings_of
 from PIL import Image
 
+from gap3d.contact_sheet import TILE
 from gap3d.depth import depth_range, encode_depth
 from gap3d.entries import shard_entries
-from gap3d.gallery import sample
+from gap3d.pages.gallery import sample
 from gap3d.records import Outcome, Status
-from gap3d.report import TILE
 from gap3d.schemas import CATALOG
 from gap3d.settings import ComputeSettings, Limits
 from gap3d.thumbnails import depth_thumbnail

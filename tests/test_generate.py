@@ -19,12 +19,12 @@ from PIL import Image
 from gap3d.aligner.model import build_aligner, load_aligner
 from gap3d.aligner.random_vlm import random_vlm
 from gap3d.aligner_settings import AlignerSettings, SamplingSettings
-from gap3d.dataset import TargetPart
 from gap3d.features.tokens import TokenLayout
 from gap3d.prompts import of_file, of_texts
 from gap3d.records import Status, SystemicFault
 from gap3d.settings import ComputeSettings
 from gap3d.store import Store
+from gap3d.target_parts import TargetPart
 from pipelines import generate, prompts
 from pipelines.generate import Checkpoint
 from pipelines.generator import Wish

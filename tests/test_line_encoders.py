@@ -9,9 +9,9 @@ import pytest
 import torch
 from folders import counters, run_line, small, write_box
 
-from gap3d.dataset import read_targets
 from gap3d.features.encoders import load_encoder
 from gap3d.features.images import to_uint8
+from gap3d.target_parts import read_targets
 from pipelines import targets
 from pipelines.command import open_store
 from pipelines.report import merge

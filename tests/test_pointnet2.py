@@ -1,46 +1,37 @@
 """PointNet++ against the original's features, and its checkpoints."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from shared_data import golden, weights_of
 
 from gap3d.metrics.extractors.extractor import warn_untrained
 from gap3d.metrics.extractors.pointnet import PUBLISHED, PointFeatures
 from gap3d.metrics.pointnet2 import PointNet2
 from gap3d.records import Failure, SystemicFault
 
-GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "pointnet2_ssg.safetensors"
-
 
 @pytest.fixture(scope="module")
-def golden():
+def original():
     """Inputs and outputs of the original, and its weights in float32."""
-    with safe_open(GOLDEN, "pt") as file:
-        values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        config = json.loads(file.metadata()["config"])
+    config, values = golden("pointnet2_ssg.safetensors")
     weights = {
-        name.removeprefix("weights."): tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in values.items()
-        if name.startswith("weights.")
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights_of(values).items()
     }
     return config, weights, values
 
 
 @pytest.fixture(scope="module")
-def checkpoint(golden, tmp_path_factory):
+def checkpoint(original, tmp_path_factory):
     """A file as Point-E publishes it: of a training, with more than the weights."""
     path = tmp_path_factory.mktemp("weights") / "pointnet.pt"
-    torch.save({"epoch": 3, "instance_acc": 0.9, "model_state_dict": golden[1], "optimizer_state_dict": {}}, path)
+    torch.save({"epoch": 3, "instance_acc": 0.9, "model_state_dict": original[1], "optimizer_state_dict": {}}, path)
     return path
 
 
 @torch.inference_mode()
-def test_features_and_classes_are_the_originals(golden):
-    config, weights, values = golden
+def test_features_and_classes_are_the_originals(original):
+    config, weights, values = original
     network = PointNet2(config["width"], config["classes"]).eval()
     network.load_state_dict(weights)
     points, start = values["input.points"], torch.arange(2)
@@ -48,16 +39,16 @@ def test_features_and_classes_are_the_originals(golden):
     torch.testing.assert_close(network(points, start), values["output.log_probabilities"], atol=1e-4, rtol=0)
 
 
-def test_point_es_checkpoint_gives_the_originals_features(golden, checkpoint):
+def test_point_es_checkpoint_gives_the_originals_features(original, checkpoint):
     extractor = PointFeatures(str(checkpoint), paper=True, device="cpu")
     assert extractor.trained and extractor.width == 256 and extractor.label == str(checkpoint)
-    found = extractor.features(list(golden[2]["input.points"].numpy()))
+    found = extractor.features(list(original[2]["input.points"].numpy()))
     # The clouds are normalised once more: those given are so up to rounding.
-    torch.testing.assert_close(found, golden[2]["output.features"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(found, original[2]["output.features"], atol=1e-3, rtol=0)
 
 
-def test_a_clouds_feature_is_its_own_but_for_the_released_start(golden, checkpoint):
-    clouds = list(golden[2]["input.points"].numpy())
+def test_a_clouds_feature_is_its_own_but_for_the_released_start(original, checkpoint):
+    clouds = list(original[2]["input.points"].numpy())
     for paper in (False, True):
         extractor = PointFeatures(str(checkpoint), paper=paper, device="cpu")
         there, back = extractor.features(clouds), extractor.features(clouds[::-1]).flip(0)
@@ -75,9 +66,9 @@ def test_the_released_start_is_the_place_in_a_batch_of_64(checkpoint, monkeypatc
     assert seen == [*range(64), 0, 1]
 
 
-def test_points_may_be_anywhere_and_of_any_size(golden, checkpoint):
+def test_points_may_be_anywhere_and_of_any_size(original, checkpoint):
     extractor = PointFeatures(str(checkpoint), device="cpu")
-    cloud = golden[2]["input.points"][0].numpy()
+    cloud = original[2]["input.points"][0].numpy()
     torch.testing.assert_close(extractor.features([cloud]), extractor.features([4 * cloud + 2]), atol=1e-3, rtol=0)
 
 
@@ -94,11 +85,13 @@ def test_random_weights_say_that_they_are(caplog):
         extractor.features([np.zeros((600, 3))])
 
 
-def test_missing_and_foreign_weights_say_what_to_do(tmp_path, golden):
+def test_missing_and_foreign_weights_say_what_to_do(tmp_path):
     with pytest.raises(SystemicFault, match=r"no file .*pointnet\.pt.*checkpoints.*evaluation\.pointnet FILE"):
         PointFeatures(str(tmp_path / "pointnet.pt"))
     path = tmp_path / "other.pt"
-    torch.save({name: tensor for name, tensor in golden[1].items() if name != "sa1.mlp_convs.0.weight"}, path)
+    weights = PointNet2().state_dict()
+    del weights["sa1.mlp_convs.0.weight"]
+    torch.save(weights, path)
     with pytest.raises(SystemicFault, match=r"another network: .*sa1\.mlp_convs\.0\.weight"):
         PointFeatures(str(path))
     path.write_bytes(b"no weights")

@@ -1,14 +1,14 @@
 """Results as programs print them."""
 
 from gap3d.evaluation.result import Cell
-from pipelines.evaluation.printed import found, heading, told
+from pipelines.evaluation.printed import format_cell, found, heading
 from tests.test_evaluation_results import RESULT
 
 
 def test_a_cell_is_its_value_with_its_interval_or_why_there_is_none():
-    assert told(Cell(12.3456, 10, 15.5, 7), 2, " %") == "12.35 % [10.00, 15.50]"
-    assert told(Cell(1.0, note="few"), 3) == "1.000  (few)"
-    assert told(Cell(None, note="no depth"), 3) == "- (no depth)"
+    assert format_cell(Cell(12.3456, 10, 15.5, 7), 2, " %") == "12.35 % [10.00, 15.50]"
+    assert format_cell(Cell(1.0, note="few"), 3) == "1.000  (few)"
+    assert format_cell(Cell(None, note="no depth"), 3) == "- (no depth)"
 
 
 def test_a_heading_says_how_much_was_measured_and_what_brackets_are():

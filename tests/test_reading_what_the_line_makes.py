@@ -9,7 +9,6 @@ from pictures import of_images, pairs, run_images, write_tar
 from torch.nn.functional import cosine_similarity
 from torch.utils.data import DataLoader
 
-from gap3d.dataset import TargetPart
 from gap3d.features.encoders import load_encoder
 from gap3d.features.images import to_pixels
 from gap3d.images import key_of
@@ -17,6 +16,7 @@ from gap3d.readers.batches import Collate
 from gap3d.readers.image_text import ImageTextDataset
 from gap3d.readers.targets import TargetDataset
 from gap3d.records import Status
+from gap3d.target_parts import TargetPart
 from pipelines import dataset, targets
 from pipelines.command import load_settings
 

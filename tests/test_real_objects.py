@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from folders import counters, run_line, small
+from shared_data import DATA, needs_data
 
 from gap3d.catalog import object_id_of, walk
 from pipelines import catalog, downloads, rendering
 from pipelines.command import open_store
 
 TESTS = Path(__file__).parent
-DATA = TESTS.parents[1] / "shared" / "data"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real objects (../shared/data) are not on this machine")
+pytestmark = needs_data
 STAGES = ("catalog", "downloads", "views", "renders", "targets", "dataset")
 BOMBS = ("timeout", "out_of_memory", "crashed")
 EVERY = {".obj", ".glb", ".gltf", ".usdz", ".usd", ".usda", ".fbx", ".stl", ".dae", ".ply", ".abc", ".blend"}

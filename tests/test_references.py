@@ -5,12 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from shared_data import DATA, needs_data
 
 from gap3d.records import Failure, Status
 from gap3d.references import closure
-
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real objects (../shared/data) are not on this machine")
 
 
 def rows(name):

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from blender_files import DATA, QUICK, Gltf, pixels, ply_of_boxes, run_blender
+from blender_files import QUICK, Gltf, pixels, ply_of_boxes, run_blender
+from shared_data import DATA, needs_data
 
 from gap3d.cameras import look_at_origin
 from gap3d.records import Failure, Status
@@ -12,8 +13,6 @@ from render.worker import Blender
 
 IN_BLENDER = {"content", "cycles", "depth", "device", "importers", "materials", "scene", "textures"}
 VIEW = View(look_at_origin(25.0, 30.0, 2.0), 40.0)
-
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared data set is not at {DATA}")
 
 
 def test_every_type_has_an_importer_that_this_blender_knows():

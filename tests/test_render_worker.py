@@ -14,6 +14,7 @@ import PIL.Image
 import psutil
 import pytest
 from asked import TINY, VIEW, failure_of, serves
+from shared_data import DATA, needs_data
 
 from gap3d.records import Failure, Status, SystemicFault
 from gap3d.settings import Limits
@@ -22,9 +23,6 @@ from render.scratch import PREFIX, Scratch
 from render.worker import Blender
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
-
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared data set is not at {DATA}")
 
 
 def shared_model(path: str) -> Model:

@@ -26,13 +26,13 @@ from target_stores import write_index, write_part
 from gap3d import dataset_index
 from gap3d.aligner.model import build_aligner
 from gap3d.aligner_settings import AlignerSettings
-from gap3d.dataset import TargetPart
 from gap3d.evaluation.grids import LEAST, MARKED, PAGE, Sheet, fitted
 from gap3d.evaluation.queries import queries_of
 from gap3d.evaluation.result import find
 from gap3d.evaluation.tokens import of_dataset, open_tokens
 from gap3d.features.tokens import TokenLayout
 from gap3d.store import Store
+from gap3d.target_parts import TargetPart
 from pipelines import retrieval_metrics
 from pipelines.command import open_store
 from pipelines.evaluation.subjects import of_places

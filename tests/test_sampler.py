@@ -5,6 +5,7 @@ from itertools import pairwise
 import dit_golden
 import pytest
 import torch
+from shared_data import golden
 
 from gap3d.aligner.sampler import noise_of, sample, schedule
 from gap3d.aligner_settings import SamplingSettings
@@ -23,7 +24,7 @@ def settings(**changes):
 
 def test_a_guided_trajectory_equals_the_references():
     dit, layout, _ = dit_golden.reference()
-    tensors, config = dit_golden.read("sampler_small.safetensors")
+    config, tensors = golden("sampler_small.safetensors")
     assert config["null"] == "zeros"
     found = sample(
         lambda x, timestep, condition: dit(x, timestep, condition, layout.grid),
@@ -35,7 +36,7 @@ def test_a_guided_trajectory_equals_the_references():
 
 
 def test_the_references_times():
-    tensors, config = dit_golden.read("sampler_small.safetensors")
+    config, tensors = golden("sampler_small.safetensors")
     sigmas, timesteps = schedule(config["steps"])
     torch.testing.assert_close(sigmas, tensors["sigmas"], atol=1e-7, rtol=0)
     assert torch.equal(timesteps, tensors["timesteps"].long())

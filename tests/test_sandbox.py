@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from shared_data import DATA, needs_data
 
 from gap3d.cameras import look_at_origin
 from gap3d.records import Failure, Status, SystemicFault
@@ -22,7 +23,7 @@ from render.sandbox import seen_from_outside
 from render.worker import PROGRAM, Blender
 
 ROOT = Path(__file__).resolve().parents[1]
-BAD = ROOT.parent / "shared" / "data" / "bad" / "made"
+BAD = DATA / "bad" / "made"
 TINY = RenderSettings(resolution=32, samples=1, denoise=False)
 VIEW = View(look_at_origin(30.0, 30.0, 2.0), 40.0)
 QUAD = "v 0 0 0\nv 1 0 0\nv 1 1 0.3\nv 0 1 0.3\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
@@ -240,7 +241,7 @@ def test_scripts_and_drivers_of_a_blend_file_do_not_run(confined, free, tree, li
     assert heard(listener)
 
 
-@pytest.mark.skipif(not BAD.is_dir(), reason=f"the shared data set is not at {BAD}")
+@needs_data
 @pytest.mark.parametrize(
     ("name", "secret"),
     [
@@ -267,7 +268,7 @@ def test_the_bad_files_that_climb_out_of_their_folder_reach_nothing(confined, fr
     assert found(free) != without[1]
 
 
-@pytest.mark.skipif(not BAD.is_dir(), reason=f"the shared data set is not at {BAD}")
+@needs_data
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("absolute_and_http_uri.gltf", Status.IMPORT_ERROR), ("usda_path_traversal.usda", 1)],

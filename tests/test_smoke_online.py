@@ -1,19 +1,16 @@
 """The program for people with a network, on stored repositories in place of github.com."""
 
 import csv
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from repositories import configure
+from shared_data import DATA, needs_data
 
 from pipelines import smoke_online
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 
-
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real repositories (../shared/data) are not on this machine")
+@needs_data
 def test_objects_of_a_source_go_through_every_stage_and_the_table_says_what_came_out(tmp_path, monkeypatch, capsys):
     configure(monkeypatch, f"file://{DATA / 'repos'}/")
     with (DATA / "repos.csv").open(newline="") as file:

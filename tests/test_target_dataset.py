@@ -12,10 +12,10 @@ from stores import flipped
 from target_stores import LAYOUT, as_stored, collection, tokens_of, write_index, write_part
 from torch.utils.data import DataLoader
 
-from gap3d.dataset import TargetPart
 from gap3d.readers.batches import Collate
 from gap3d.readers.shuffled import Damaged, DamagedSample
 from gap3d.readers.targets import TargetDataset, TargetReader
+from gap3d.target_parts import TargetPart
 
 ROWS = 100
 

@@ -13,9 +13,9 @@ from stores import ONE_BY_ONE, flipped
 from target_stores import LAYOUT, as_stored, tokens_of, write_part
 
 from gap3d import gc
-from gap3d.dataset import DamagedPart, TargetPart, read_targets
 from gap3d.features.tokens import TokenLayout
 from gap3d.store import Store
+from gap3d.target_parts import DamagedPart, TargetPart, read_targets
 
 VARIANTS = [(dtype, compression) for dtype in ("float16", "bfloat16", "int8") for compression in ("none", "zstd")]
 WIDE = TokenLayout(registers=1, grid=(16, 16), width=256)  # 130 KB an image: more than a footer

@@ -61,7 +61,7 @@ def test_targets_of_a_dataset_come_as_they_are_stored_in_any_order(tmp_path, dty
 
 def test_of_cls_alone_nothing_else_is_read(tmp_path, monkeypatch):
     store, tokens = collection(tmp_path, 20)
-    monkeypatch.setattr("gap3d.dataset.RowGroup.tokens", None)
+    monkeypatch.setattr("gap3d.target_parts.RowGroup.tokens", None)
     found, _ = read(store, list(tokens), kinds=["cls"])
     assert all(np.array_equal(found[key]["cls"][0], tokens[key][0]) for key in tokens)
 

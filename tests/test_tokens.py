@@ -32,9 +32,6 @@ def test_split_and_join_are_inverse_and_in_order():
     assert torch.equal(cls, tokens[:, 0])
     assert torch.equal(patches[:, 0], tokens[:, 5])
     assert torch.equal(LAYOUT.join(cls, registers, patches), tokens)
-    grid = LAYOUT.as_grid(patches)
-    assert grid.shape == (2, 8, 3, 5)
-    assert torch.equal(grid[1, :, 2, 3], patches[1, 2 * 5 + 3])
 
 
 def test_the_papers_layout():

@@ -40,7 +40,7 @@ def opened(settings, rank=0, ranks=1):
 
 
 def taken(batches, count):
-    with batches.opened() as drawn:
+    with batches.read_ahead() as drawn:
         return [batches.finished(each) for each in itertools.islice(drawn, count)]
 
 

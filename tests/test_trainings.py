@@ -25,7 +25,7 @@ from gap3d.training.log import read
 from gap3d.training.plan import plan_of
 from gap3d.training.step import draw
 from pipelines import finetune, pretrain
-from pipelines.aligner import told
+from pipelines.aligner import format_progress
 from pipelines.job import NotReady
 from pipelines.training import Follower
 
@@ -293,7 +293,9 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_saved(poisoned):
 def test_who_follows_a_run_with_a_broken_step_is_told_of_the_steps_before_it(poisoned):
     run = plan_of(poisoned, "pretrain").run
     shown = []
-    follower = Follower(run.folder / "metrics.jsonl", lambda step, values: shown.append((step, told(values))))
+    follower = Follower(
+        run.folder / "metrics.jsonl", lambda step, values: shown.append((step, format_progress(values)))
+    )
     with pytest.raises(BrokenStep):
         trained(poisoned)
     follower.read()

@@ -12,7 +12,7 @@ from gap3d.aligner import flow
 from gap3d.aligner.model import build_aligner
 from gap3d.aligner_settings import AlignerSettings, SamplingSettings, TrainingSettings
 from gap3d.features.tokens import TokenLayout
-from gap3d.metrics.alignment import GAP, KINDS
+from gap3d.metrics.alignment import GAP, TABLE_KINDS
 from gap3d.store import Store
 from gap3d.training.held_out import HeldOut
 from gap3d.training.validation import BEST, NEIGHBOURS, TIMES, better, draw, of_all_ranks, validate
@@ -70,7 +70,7 @@ def test_an_aligner_that_knows_the_answer_has_no_loss_and_generates_it(tmp_path)
     store = captioned(tmp_path)
     found = validate(oracle(store, 0.0), held_out(store), TRAINING, PLAIN)
     assert found["pairs"] == 6
-    for kind in KINDS:
+    for kind in TABLE_KINDS:
         assert found[f"loss_{kind}"] == pytest.approx(0.0, abs=1e-6)
         assert found[f"cosine_{kind}"] == pytest.approx(1.0, abs=1e-6)
         assert found[f"norm_ratio_{kind}"] == pytest.approx(1.0, abs=1e-6)
@@ -83,9 +83,9 @@ def test_an_error_of_known_size_in_the_velocity_is_that_loss_and_that_error_of_t
     """Of c in every number: loss c^2; Euler's last step forgets all errors but its own, c / steps."""
     store = captioned(tmp_path)
     found = validate(oracle(store, 0.25), held_out(store), TRAINING, PLAIN)
-    for name in ("loss", *(f"loss_{kind}" for kind in KINDS)):
+    for name in ("loss", *(f"loss_{kind}" for kind in TABLE_KINDS)):
         assert found[name] == pytest.approx(0.25**2, rel=1e-4)
-    for kind in KINDS:
+    for kind in TABLE_KINDS:
         assert found[f"mse_{kind}"] == pytest.approx((0.25 / STEPS) ** 2, rel=1e-3)
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import trimesh
 from meshes import CAMERAS, SETTINGS, arrays, bumpy, soup
+from shared_data import DATA, needs_data
 
 from gap3d.embree import Scene
 from gap3d.seeds import generator
 from gap3d.visibility import sample_surface
 
-OBJECTS = Path(__file__).resolve().parents[2] / "shared" / "data" / "objects"
+OBJECTS = DATA / "objects"
 
 
 # Blender's own ray casting, and proof that Embree works in a process that holds Blender.
@@ -87,9 +88,8 @@ def test_blender_agrees_on_made_meshes(tmp_path):
     compare_with_blender(meshes, tmp_path)
 
 
+@needs_data
 def test_blender_agrees_on_real_meshes(tmp_path):
-    if not OBJECTS.is_dir():
-        pytest.skip(f"the folder of real objects is not there: {OBJECTS}")
     meshes = {name: arrays(mesh) for name, mesh in real_meshes().items()}
     assert len(meshes) >= 4
     compare_with_blender(meshes, tmp_path)

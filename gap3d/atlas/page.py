@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gap3d import document
+from gap3d.pages import document
 
 BODY = "atlas/atlas.html"
-STYLES = ("elements.css", "atlas/atlas.css")
-SCRIPTS = ("elements.js", "atlas/charts.js", "atlas/atlas.js")
+STYLES = ("pages/elements.css", "atlas/atlas.css")
+SCRIPTS = ("pages/elements.js", "atlas/charts.js", "atlas/atlas.js")
 SOURCES = (
     "dataset_index.py",
     "moments.py",

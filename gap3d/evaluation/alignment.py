@@ -16,7 +16,7 @@ from torch import Tensor
 from gap3d.evaluation.encoder_check import encoder_check
 from gap3d.evaluation.result import Cell, Sample
 from gap3d.evaluation.tokens import TokenSets
-from gap3d.metrics.alignment import GAP, KINDS, MEASURES, NORMALISED, Alignment, expected_mse, mean
+from gap3d.metrics.alignment import GAP, MEASURES, NORMALISED, TABLE_KINDS, Alignment, expected_mse, mean
 from gap3d.metrics.bootstrap import mean_interval
 from gap3d.records import Failure, Status
 
@@ -32,7 +32,7 @@ def kinds_of(predicted: TokenSets, true: TokenSets) -> tuple[str, ...]:
     Raises:
         ValueError: there are none, or of a kind there are other numbers or widths.
     """
-    kinds = tuple(kind for kind in KINDS if kind in predicted.shapes and kind in true.shapes)
+    kinds = tuple(kind for kind in TABLE_KINDS if kind in predicted.shapes and kind in true.shapes)
     ours, theirs = (f"{sets.description['name']} has {shown(sets)}" for sets in (predicted, true))
     if not kinds:
         raise ValueError(f"nothing can be compared: {ours}, and {theirs}")

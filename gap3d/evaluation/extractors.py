@@ -1,18 +1,12 @@
 """Which extractors the settings name: loading them, and knowing them without loading them (docs/method.md 8.3, 8.4)."""
 
 import functools
-import hashlib
-import importlib.metadata
 import json
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-import huggingface_hub
-from huggingface_hub.errors import HFValidationError
-
+from gap3d.descriptions import described, files_of, remembered, stamps_of
 from gap3d.evaluation_settings import EvaluationSettings
 from gap3d.metrics.extractors import inception, pointnet
 from gap3d.metrics.extractors.clip import ClipFeatures
@@ -21,7 +15,6 @@ from gap3d.metrics.extractors.extractor import Frozen, PictureFeatures
 from gap3d.metrics.extractors.inception import InceptionFeatures
 from gap3d.metrics.extractors.pointnet import PointFeatures
 from gap3d.metrics.extractors.published import RANDOM_SMALL
-from gap3d.parts import write_atomically
 from gap3d.records import SystemicFault
 
 PictureName = Literal["inception", "dinov2", "clip", "clip_large"]
@@ -75,49 +68,22 @@ def identity(name: Name, settings: EvaluationSettings) -> dict[str, Any]:
     Raises:
         SystemicFault: see ``load``.
     """
-    stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights_files(name, settings)]
+    stamps = stamps_of(weights_files(name, settings))
     shown = [getattr(settings, name), settings.dinov2_size, settings.seed, list(settings.quirks)]
-    versions = [DESCRIPTION, *(importlib.metadata.version(each) for each in ("torch", "transformers"))]
-    return dict(_identity(name, settings, json.dumps([name, shown, stamps, versions]), bool(stamps)))
+    return dict(_identity(name, settings, json.dumps([name, shown, stamps]), bool(stamps)))
 
 
 @functools.lru_cache(maxsize=16)
-def _identity(name: Name, settings: EvaluationSettings, content: str, cached: bool) -> dict[str, Any]:
-    if not cached:
-        return _described(name, settings)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gap3d" / "extractors"
-    known = cache / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
-    if known.exists():
-        return json.loads(known.read_text())
-    found = _described(name, settings)
-    write_atomically(known, json.dumps(found).encode())
-    return found
-
-
-def _described(name: Name, settings: EvaluationSettings) -> dict[str, Any]:
-    # In a thread that ends, and with it its team of OpenMP's: see pipelines.featurizer.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(load, name, settings, "cpu").result().description
+def _identity(name: Name, settings: EvaluationSettings, about: str, cached: bool) -> dict[str, Any]:
+    one = functools.partial(load, name, settings, "cpu")
+    return remembered("extractors", json.loads(about), DESCRIPTION, one) if cached else described(one)
 
 
 def weights_files(name: Name, settings: EvaluationSettings) -> list[Path]:
-    """An extractor's files on this machine, if there are any: a file, a local folder's, or those in the hub's cache."""
+    """An extractor's files on this machine, if there are any."""
     weights = getattr(settings, name)
-    place = Path(weights)
     if weights == RANDOM_SMALL:
         return []
     if name in PUBLISHED and weights == PUBLISHED[name].name:
-        place = PUBLISHED[name].kept
-        return [place] if place.is_file() else []
-    if place.is_file():
-        return [place]
-    if place.is_dir():
-        return sorted(file for file in place.iterdir() if file.is_file())
-    for file in ("config.json", "model.safetensors"):
-        try:
-            found = huggingface_hub.try_to_load_from_cache(weights, file)
-        except HFValidationError:  # no possible name of the hub: loading it will say what to do
-            return []
-        if isinstance(found, str):
-            return sorted(Path(found).parent.iterdir())
-    return []
+        return [PUBLISHED[name].kept] if PUBLISHED[name].kept.is_file() else []
+    return files_of(weights)

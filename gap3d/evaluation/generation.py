@@ -22,7 +22,6 @@ from gap3d.metrics.frechet import FeatureMoments, frechet_distance
 from gap3d.metrics.kernel import kernel_distance
 from gap3d.records import Failure
 
-VERSION = 1  # of what is computed here; part of every fingerprint
 Extractor = Literal["inception", "dinov2", "pointnet", "clip", "clip_large"]
 KERNEL_SCALE = 100  # as the paper prints it
 
@@ -165,7 +164,7 @@ def column(
             return Column(metric, Cell(None, note=f"no prompt has a {thing}"), {})
         fit = {key: each for key, each in references.items() if isinstance(each, Tensor)}
         unfit = {
-            key: told(why, f"{metric.kind} of its prompt")
+            key: name_owner(why, f"{metric.kind} of its prompt")
             for key, why in references.items()
             if isinstance(why, Failure)
         }
@@ -175,7 +174,7 @@ def column(
     if ours is None:
         return Column(metric, Cell(None, note=no_features(metric)), {})
     absent = {pair.key: why for pair in pairs if (why := fault_of(pair, theirs))}
-    untrue = {pair.key: told(why, "true object") for pair in pairs if (why := ours.failure(pair.key))}
+    untrue = {pair.key: name_owner(why, "true object") for pair in pairs if (why := ours.failure(pair.key))}
     lacking = untrue | absent
     kept = [pair for pair in pairs if pair.key not in (absent if how.unpaired else lacking)]
     known = [pair for pair in pairs if pair.key not in (untrue if how.unpaired else lacking)]
@@ -195,10 +194,10 @@ def fault_of(pair: Pair, theirs: FeatureRows) -> Failure | None:
     if pair.failure is not None:
         return pair.failure
     why = theirs.failure(pair.generated)
-    return told(why, "generated object") if why else None
+    return name_owner(why, "generated object") if why else None
 
 
-def told(why: Failure, whose: str) -> Failure:
+def name_owner(why: Failure, whose: str) -> Failure:
     """The same, saying whose it is."""
     return Failure(why.status, f"{whose}: {why.reason}")
 

@@ -76,7 +76,7 @@ class Lettering:
     def runs(self, text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
         """The parts of a line with the font of each."""
         parts = groupby(text, lambda each: self.fonts.get(each, str(FIRST)))
-        return [(opened(path, size), "".join(part)) for path, part in parts]
+        return [(load_font(path, size), "".join(part)) for path, part in parts]
 
     def wrap(self, text: str, width: float, size: int, most: int) -> list[str]:
         """Lines of at most a width; what does not fit into the last ends in an ellipsis.
@@ -112,7 +112,7 @@ class Lettering:
 
 
 @lru_cache(maxsize=64)
-def opened(path: str, size: int) -> ImageFont.FreeTypeFont:
+def load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
     """A font of a size."""
     return ImageFont.truetype(path, size)
 

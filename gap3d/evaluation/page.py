@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gap3d import document
 from gap3d.evaluation.difference import difference
 from gap3d.evaluation.history import arrow, columns_of, history_png, number, ordered, step_of
 from gap3d.evaluation.published import Column, Published
@@ -15,10 +14,11 @@ from gap3d.evaluation.quirks import QUIRKS
 from gap3d.evaluation.result import Cell, Result
 from gap3d.evaluation.runs import bundled
 from gap3d.evaluation.standing import apart, bests, newest, samples_of
+from gap3d.pages import document
 
 BODY = "evaluation/evaluation.html"
-STYLES = ("elements.css", "evaluation/evaluation.css")
-SCRIPTS = ("elements.js", "evaluation/evaluation.js")
+STYLES = ("pages/elements.css", "evaluation/evaluation.css")
+SCRIPTS = ("pages/elements.js", "evaluation/evaluation.js")
 
 
 @dataclass(frozen=True)

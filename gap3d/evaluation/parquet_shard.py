@@ -144,11 +144,11 @@ def numbers(cell: Any, shape: Any, dtype: str | None, *, flat: bool) -> NDArray[
     if isinstance(cell, pa.ExtensionScalar):
         shape, cell = shape or list(cell.type.shape), cell.value
     if isinstance(cell.type, pa.DataType) and number_of(cell.type) == "":
-        shape = whole(shape)
+        shape = checked_shape(shape)
         return shaped(decoded(cell.as_buffer(), shape, dtype), shape, flat=flat)
     inner = cell.values
     if number_of(inner.type) is None:  # of a flat list
-        shape = whole(shape)
+        shape = checked_shape(shape)
         if inner.null_count:
             raise ValueError("hold nulls")
         return shaped(inner.to_numpy(zero_copy_only=False), shape, flat=flat)
@@ -161,7 +161,7 @@ def numbers(cell: Any, shape: Any, dtype: str | None, *, flat: bool) -> NDArray[
     return values.to_numpy(zero_copy_only=False).reshape(len(lengths), -1)
 
 
-def whole(shape: Any) -> list[int] | None:
+def checked_shape(shape: Any) -> list[int] | None:
     """A shape, if it is one: a column of that name may hold anything."""
     if shape is not None and not (isinstance(shape, list) and all(isinstance(side, int) for side in shape)):
         raise ValueError(f"are of the shape {str(shape)[:80]!r}, which is no list of whole numbers [N, C]")

@@ -36,7 +36,7 @@ def unaccounted(result: Result) -> list[str]:
     found = []
     counts = dict(sorted(Counter(str(sample.status) for sample in samples).items()))
     if counts != dict(result.counts):
-        found.append(f"the samples are {told(counts)}, and the result counts {told(dict(result.counts))}")
+        found.append(f"the samples are {list_counts(counts)}, and the result counts {list_counts(dict(result.counts))}")
     keys = Counter(sample.key for sample in samples)
     if twice := sorted(key for key, count in keys.items() if count > 1):
         found.append(f"{len(twice)} samples stand twice, e.g. {twice[0]!r}")
@@ -45,7 +45,7 @@ def unaccounted(result: Result) -> list[str]:
     return found
 
 
-def told(counts: dict[str, int]) -> str:
+def list_counts(counts: dict[str, int]) -> str:
     """Counts in words."""
     return ", ".join(f"{count} {status}" for status, count in counts.items()) or "none"
 

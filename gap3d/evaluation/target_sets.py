@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from gap3d.dataset import DamagedPart, RowGroup, TargetPart
+from gap3d.features.tokens import PACKED
 from gap3d.records import Failure, Status
+from gap3d.target_parts import DamagedPart, RowGroup, TargetPart
 
 OPEN_PARTS = 64  # two descriptors each
 OPEN_GROUPS = 1024  # mapped row groups: some 32 kB each, for their CLS
@@ -43,7 +44,7 @@ class TargetSets:
         layout = self.about["tokens"]
         width = int(layout["cls"]["shape"][-1])
         self.shapes = {"cls": (1, width)}
-        self.shapes |= {name: (int(layout[name]["shape"][0]), width) for name in ("registers", "patches")}
+        self.shapes |= {name: (int(layout[name]["shape"][0]), width) for name in PACKED}
 
     def read(self, keys: Iterable[str], kinds: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor] | Failure]]:
         """Token sets of some keys that are there, in any order: by kind [N, C], or why they can't be had."""

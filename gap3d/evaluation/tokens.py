@@ -16,12 +16,12 @@ from gap3d import dataset_index, fingerprints, manifest
 from gap3d.evaluation.plain_sets import SHARDS, PlainSets, is_ours
 from gap3d.evaluation.target_sets import TargetSets, of_parts, parquet
 from gap3d.features.encoder import UNTRAINED
+from gap3d.features.tokens import KINDS
 from gap3d.records import Failure, Status
 from gap3d.store import ALL, Store
 
 log = logging.getLogger(__name__)
 
-KINDS = ("cls", "registers", "patches")
 BATCH_BYTES = 1 << 24  # of a batch's float32 tokens: the allocator uses memory of that size again
 NORMALISED = "layer norm"  # how targets' metadata describe what was done to them
 

@@ -6,7 +6,7 @@ They are told by their cameras, never by their numbers: any fixed protocol that 
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from gap3d.cameras import Camera
 from gap3d.manifest import LedgerRow
-from gap3d.records import Failure, Status
+from gap3d.records import Status
 from gap3d.store import Store
 from gap3d.trellis.turntable import PROTOCOLS, Turntable
 
@@ -119,23 +119,6 @@ class View:
         return AROUND[self.number]
 
 
-def whole(views: Sequence[View]) -> Sequence[View]:
-    """An object's views, all of them.
-
-    Raises:
-        Failure: one is not there; with its status.
-    """
-    lacking = [view for view in views if view.status is not Status.OK]
-    if lacking:
-        first = lacking[0]
-        raise Failure(
-            first.status,
-            f"{len(views) - len(lacking)} of {len(views)} views: {first.key} (yaw {first.camera.yaw:g}): "
-            f"{first.reason or first.status}",
-        )
-    return views
-
-
 class Rendered:
     """The renders of a collection as views of the protocols.
 
@@ -232,9 +215,3 @@ def lacking(object_id: str, number: int, found: Iterable[str], key: str) -> View
         return View(object_id, number, key, status=Status.UNSUPPORTED, reason=reason)
     reason = f"no picture from yaw {AROUND[number].yaw:g}, pitch 30, radius 2, field of view 40"
     return View(object_id, number, key, status=Status.MISSING, reason=reason)
-
-
-def views_of(store: Store, count: int) -> dict[str, list[View]]:
-    """The protocol's views of every object of a collection of renders; see ``Rendered.views``."""
-    rendered = Rendered(store)
-    return {key: views for shard in store.shards for key, views in rendered.views(shard, count).items()}

@@ -17,6 +17,7 @@ import torch
 from gap3d.dataset_index import Row
 from gap3d.exports import rows as exported
 from gap3d.exports.pieces import HIDDEN, Piece, Record
+from gap3d.features.tokens import PACKED
 from gap3d.parts import PartWriter, fsync_path
 from gap3d.schemas import DATASET, KEY, StageSchema
 from gap3d.store import Store
@@ -63,7 +64,7 @@ class Columns:
         made += [(name, pa.string()) for name in TEXTS[1:]]
         if self.layout:
             made.append(("cls", pa.list_(pa.float32())))
-            for name in ("registers", "patches"):
+            for name in PACKED:
                 about = self.layout["tokens"][name]
                 width = int(np.prod(about["shape"])) * getattr(torch, about["dtype"]).itemsize
                 made.append(pa.field(name, pa.binary(width), nullable=False))
@@ -97,7 +98,7 @@ class Columns:
         return made
 
     def metadata(self) -> dict[str, str]:
-        """Of a shard's schema: how the library and ``gap3d.dataset`` read it."""
+        """Of a shard's schema: how the library and ``gap3d.target_parts`` read it."""
         made = {"huggingface": json.dumps({"info": {"features": self.features()}})}
         return {**made, "gap3d": json.dumps(self.layout, sort_keys=True)} if self.layout else made
 

@@ -8,6 +8,7 @@ import torch
 from gap3d import dataset_index, fingerprints
 from gap3d.dataset_index import Row
 from gap3d.exports.pieces import Piece, Record, pack
+from gap3d.features.tokens import PACKED
 from gap3d.manifest import Manifest
 from gap3d.records import Status
 from gap3d.store import ALL, Store
@@ -133,7 +134,7 @@ def layout(store: Store, rows: Sequence[Row]) -> dict[str, Any]:
 def as_read(described: Mapping[str, Any]) -> dict[str, Any]:
     """How tokens are laid out once they are read: int8 has been decoded to float16, and its scales are gone."""
     made = {name: about for name, about in described.items() if not name.endswith("_scale")}
-    for name in ("registers", "patches"):
+    for name in PACKED:
         if made[name]["dtype"] == "int8":
             made[name] = {key: value for key, value in made[name].items() if key != "decode"} | {"dtype": "float16"}
     return made

@@ -1,19 +1,14 @@
 """Which encoder the settings name: loading it, and knowing it without loading it."""
 
 import functools
-import hashlib
-import importlib.metadata
 import json
 import logging
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HFValidationError
 
+from gap3d.descriptions import described, files_of, remembered, stamps_of
 from gap3d.features.encoder import UNTRAINED, UNTRAINED_MARK, Encoder, layout_from
 from gap3d.features.families import DINOV2_WITH_REGISTERS, DINOV3, family_of
 from gap3d.features.tokens import TokenLayout
@@ -25,7 +20,6 @@ from gap3d.features.weights import (
     pretrained_normalisation,
     random_model,
 )
-from gap3d.parts import write_atomically
 from gap3d.settings import RANDOM_ENCODERS, TargetSettings
 
 log = logging.getLogger(__name__)
@@ -90,45 +84,19 @@ def identity(settings: TargetSettings) -> dict[str, Any]:
     Raises:
         SystemicFault: see ``load_encoder``.
     """
-    stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in _weights_files(settings)]
-    return dict(_identity(settings, json.dumps(stamps)))
+    return dict(_identity(settings, json.dumps(stamps_of(_weights_files(settings)))))
 
 
 @functools.lru_cache(maxsize=4)
 def _identity(settings: TargetSettings, stamps: str) -> dict[str, Any]:
+    load = functools.partial(load_encoder, settings, device="cpu")
     if stamps == "[]" and settings.encoder not in RANDOM_FAMILIES:
-        return _described(settings)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gap3d" / "encoders"
-    versions = [DESCRIPTION, *(importlib.metadata.version(name) for name in ("torch", "transformers"))]
-    name = hashlib.sha256(json.dumps([settings.model_dump(), stamps, versions]).encode()).hexdigest()
-    known = cache / f"{name}.json"
-    if known.exists():
-        return json.loads(known.read_text())
-    found = _described(settings)
-    write_atomically(known, json.dumps(found).encode())
-    return found
-
-
-def _described(settings: TargetSettings) -> dict[str, Any]:
-    # In a thread that ends, and with it its team of OpenMP's: see pipelines.featurizer.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(load_encoder, settings, device="cpu").result().description
+        return described(load)
+    return remembered("encoders", [settings.model_dump(), stamps], DESCRIPTION, load)
 
 
 def _weights_files(settings: TargetSettings) -> list[Path]:
-    """The encoder's files on this machine, if there are any: a file, a local folder's, or those in the hub's cache."""
-    if settings.encoder in RANDOM_FAMILIES:
-        return []
-    place = Path(settings.encoder)
-    if place.is_file():
-        return [place]
-    if place.is_dir():
-        return sorted(place.iterdir())
-    try:
-        found = huggingface_hub.try_to_load_from_cache(settings.encoder, "config.json", revision=settings.revision)
-    except HFValidationError:  # no possible name of the hub: loading it will say what to do
-        return []
-    return sorted(Path(found).parent.iterdir()) if isinstance(found, str) else []
+    return [] if settings.encoder in RANDOM_FAMILIES else files_of(settings.encoder, settings.revision)
 
 
 def layout_of(settings: TargetSettings) -> TokenLayout:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from gap3d.features.tokens import TokenLayout
+from gap3d.features.tokens import KINDS, TokenLayout
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ def deviations(targets: Tensor, exact: Tensor, layout: TokenLayout) -> dict[str,
         layout: which token is of which kind.
     """
     found = {}
-    kinds = ("cls", "registers", "patches")
-    for kind, ours, theirs in zip(kinds, layout.split(targets), layout.split(exact), strict=True):
+    for kind, ours, theirs in zip(KINDS, layout.split(targets), layout.split(exact), strict=True):
         if ours.numel():
             cosines = cosine_similarity(ours.double(), theirs.double(), dim=-1)
             error = float((ours - theirs).abs().max())

@@ -14,6 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+KINDS = ("cls", "registers", "patches")
+"""The kinds of tokens, in the encoder's order: columns of a target part, fields of a ``TargetBatch``."""
+PACKED = KINDS[1:]  # those that a part holds as bytes in ``StoreDtype``
 StoreDtype = Literal["float16", "bfloat16", "int8"]
 TORCH_DTYPES = {
     "float16": torch.float16,
@@ -65,10 +68,6 @@ class TokenLayout:
         tokens = torch.cat([cls[:, None], registers, patches], dim=1)
         self.split(tokens)
         return tokens
-
-    def as_grid(self, patches: Tensor) -> Tensor:
-        """Patches [B, N, C] as a feature map [B, C, rows, columns]."""
-        return patches.transpose(1, 2).unflatten(2, self.grid)
 
     def describe(self, dtype: StoreDtype) -> dict[str, Any]:
         """All that is needed to decode the columns, for the metadata of the parts."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gap3d.features.tokens import TokenLayout, serially
 
-KINDS = ("patches", "cls", "registers")
+TABLE_KINDS = ("patches", "cls", "registers")  # the kinds of tokens in the order of the paper's Table 1
 MEASURES = ("cosine", "mse", "norm_ratio")
 EPS = 1e-8  # of cosine and norm ratio, as in the released evaluation
 GAP = "identity_gap"
@@ -24,7 +24,9 @@ NORMALISED = 0.05
 def kinds_of(tokens: Tensor, layout: TokenLayout) -> dict[str, Tensor]:
     """Tokens [B, T, C] as patches [B, N, C], CLS [B, 1, C] and registers [B, R, C]; no entry where there are none."""
     cls, registers, patches = layout.split(tokens)
-    return {name: part for name, part in zip(KINDS, (patches, cls[:, None], registers), strict=True) if part.shape[1]}
+    return {
+        name: part for name, part in zip(TABLE_KINDS, (patches, cls[:, None], registers), strict=True) if part.shape[1]
+    }
 
 
 def expected_mse(cosine: Tensor, norm_ratio: Tensor) -> Tensor:

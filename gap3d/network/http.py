@@ -165,7 +165,7 @@ class Web:
         if length is not None and size != length:
             raise Trouble(f"the connection was cut after {size} of {length} bytes")
 
-    def whole(self, response: requests.Response, most: int, turn: Turn) -> bytes:
+    def read_body(self, response: requests.Response, most: int, turn: Turn) -> bytes:
         """A body that is to be kept in memory.
 
         Raises:

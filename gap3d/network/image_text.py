@@ -161,7 +161,7 @@ class ImageText:
         try:
             with self.web.answer(address, self.headers() if host_of(address) == self.host else {}, turn) as response:
                 judge(response, LOGIN)
-                content = json.loads(self.web.whole(response, PAGE_BYTES, turn))
+                content = json.loads(self.web.read_body(response, PAGE_BYTES, turn))
                 return content, response.links.get("next", {}).get("url", "")
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Trouble(f"no JSON: {error}"[:300]) from error

@@ -9,17 +9,17 @@ from typing import Any
 import pyarrow as pa
 
 from gap3d import tars
+from gap3d.captions import EXTENSIONS
 from gap3d.images import FORMATS
 from gap3d.parts import write_atomically
 from gap3d.records import Failure
 from gap3d.tars import Span
 
-TEXTS = ("json", "txt")  # where captions are looked for, in this order
 ABSENT = Span(-1, -1)
 VERSION = 1  # of the remembered form
 SCHEMA = pa.schema(
     [("stem", pa.string()), ("format", pa.string())]
-    + [(f"{kind}_{what}", pa.int64()) for kind in ("image", *TEXTS) for what in ("offset", "size")]
+    + [(f"{kind}_{what}", pa.int64()) for kind in ("image", *EXTENSIONS) for what in ("offset", "size")]
 )
 
 
@@ -57,7 +57,7 @@ class TarIndex:
     fault: str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (opened, (self.path, self.known))  # a worker maps the same file
+        return (open_index, (self.path, self.known))  # a worker maps the same file
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -65,7 +65,7 @@ class TarIndex:
     def entry(self, row: int) -> Entry:
         """One sample."""
         (record,) = self.table.slice(row, 1).to_pylist()
-        spans = {kind: Span(record[f"{kind}_offset"], record[f"{kind}_size"]) for kind in ("image", *TEXTS)}
+        spans = {kind: Span(record[f"{kind}_offset"], record[f"{kind}_size"]) for kind in ("image", *EXTENSIONS)}
         image = spans.pop("image")
         return Entry(record["stem"], record["format"], image, {k: span for k, span in spans.items() if span != ABSENT})
 
@@ -81,10 +81,10 @@ def indexed(path: Path) -> TarIndex:
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         write_atomically(known, sink.getvalue().to_pybytes())
-    return opened(path, known)
+    return open_index(path, known)
 
 
-def opened(path: Path, known: Path) -> TarIndex:
+def open_index(path: Path, known: Path) -> TarIndex:
     """An index that was made before."""
     table = pa.ipc.open_file(pa.memory_map(str(known))).read_all()
     return TarIndex(path, known, table, (table.schema.metadata or {}).get(b"fault", b"").decode())
@@ -99,7 +99,7 @@ def scanned(path: Path) -> pa.Table:
             kind = next((kind for kind in FORMATS if kind in sample.members), "")
             columns["stem"].append(sample.stem)
             columns["format"].append(FORMATS.get(kind, ""))
-            for column, extension in (("image", kind), *((text, text) for text in TEXTS)):
+            for column, extension in (("image", kind), *((text, text) for text in EXTENSIONS)):
                 span = sample.members.get(extension, ABSENT)
                 columns[f"{column}_offset"].append(span.offset)
                 columns[f"{column}_size"].append(span.size)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from gap3d import dataset_index
-from gap3d.dataset import KINDS, DamagedPart, RowGroup, TargetPart
 from gap3d.dataset_index import Places
-from gap3d.features.tokens import TORCH_DTYPES
+from gap3d.features.tokens import PACKED, TORCH_DTYPES
 from gap3d.readers.batches import TargetSample
 from gap3d.readers.order import Place
 from gap3d.readers.shuffled import DamagedSample, Reader, ShuffledDataset, drawn
 from gap3d.store import Store
+from gap3d.target_parts import DamagedPart, RowGroup, TargetPart
 
 OPEN_PARTS = 64  # kept open at a time, two descriptors each
 
@@ -54,11 +54,11 @@ class TargetDataset(ShuffledDataset):
             workers: of the loader.
         """
         with TargetPart(self.index.path(0)) as part:
-            columns = [about for name, about in part.layout.items() if name.partition("_")[0] in KINDS]
+            columns = [about for name, about in part.layout.items() if name.partition("_")[0] in PACKED]
             row = sum(math.prod(about["shape"]) * TORCH_DTYPES[about["dtype"]].itemsize for about in columns)
             group = max(map(part.rows, range(part.groups))) * row
             mapped = part.open(0).mapped
-            image = sum(2 * math.prod(part.layout[name]["shape"]) for name in ("cls", *KINDS))
+            image = sum(2 * math.prod(part.layout[name]["shape"]) for name in ("cls", *PACKED))
         batches = 6 if part.layout["patches"]["dtype"] == "int8" else 4
         lanes = -(-self.split.lanes // workers)
         held = 0 if mapped else max(1, self.interleave) * lanes
@@ -107,7 +107,7 @@ class TargetReader(Reader):
             group, row = self._group(int(self.index.part[place.row]), int(self.index.row[place.row]), place.until)
             if group.keys[row] != key:
                 raise ValueError(f"{group.keys[row]} is in its place")
-            cls, tokens = group.cls[row].clone(), {kind: group.tokens(kind, row) for kind in KINDS}
+            cls, tokens = group.cls[row].clone(), {kind: group.tokens(kind, row) for kind in PACKED}
         except DamagedPart as error:
             raise DamagedSample(f"{key}: {error}", key) from error
         except (

@@ -96,7 +96,7 @@ class Batches:
             self.mixed.samples.restore(place["mixed"])
 
     @contextmanager
-    def opened(self) -> Iterator[Iterator[Drawn]]:
+    def read_ahead(self) -> Iterator[Iterator[Drawn]]:
         """The batches from here on, for ``finished``; the thread ends with the block."""
         with ahead(self._drawn(), DEPTH) as drawn:
             yield drawn

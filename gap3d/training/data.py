@@ -7,7 +7,6 @@ from typing import Any
 
 from gap3d import dataset_index, fingerprints, manifest
 from gap3d.aligner_settings import TrainingSettings
-from gap3d.dataset import DamagedPart, TargetPart
 from gap3d.features.encoders import identity, layout_of, load_encoder
 from gap3d.features.tokens import TokenLayout
 from gap3d.readers.image_text import ImageTextDataset
@@ -15,6 +14,7 @@ from gap3d.readers.targets import TargetDataset
 from gap3d.records import SystemicFault
 from gap3d.settings import Settings
 from gap3d.store import ALL
+from gap3d.target_parts import DamagedPart, TargetPart
 from gap3d.training.batches import Batches
 from gap3d.training.sources import Source, TargetSource, TarSource
 

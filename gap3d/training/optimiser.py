@@ -109,7 +109,7 @@ class Optimiser:
         gradients = [master.grad for master in self.masters.values() if master.grad is not None]
         whole_ones = [grad for grad in gradients if not isinstance(grad, DTensor)]
         shards = [grad for grad in gradients if isinstance(grad, DTensor)]
-        norms = [whole(nn.utils.get_total_norm(group)) for group in (whole_ones, shards) if group]
+        norms = [gather(nn.utils.get_total_norm(group)) for group in (whole_ones, shards) if group]
         norm = float(torch.stack(norms).norm())
         if norm > most:
             for grad in gradients:
@@ -142,9 +142,9 @@ class Optimiser:
 
         Every process of a sharded model has to ask.
         """
-        masters = {name: whole(master.detach()) for name, master in self.masters.items()}
+        masters = {name: gather(master.detach()) for name, master in self.masters.items()}
         known = {name: self._adam.state[master] for name, master in self.masters.items() if self._adam.state[master]}
-        moments = {f"{moment}.{name}": whole(state[moment]) for name, state in known.items() for moment in MOMENTS}
+        moments = {f"{moment}.{name}": gather(state[moment]) for name, state in known.items() for moment in MOMENTS}
         steps = {int(state["step"]) for state in known.values()} or {0}
         return masters, moments, max(steps)
 
@@ -170,7 +170,7 @@ class Optimiser:
         self.publish()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather(tensor: Tensor) -> Tensor:
     """A tensor, or all shards of one, on the CPU; a copy."""
     gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return gathered.to("cpu", copy=True)

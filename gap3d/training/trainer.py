@@ -116,7 +116,7 @@ class Trainer:
         with ExitStack() as stack:
             if self.writes:
                 self.log = stack.enter_context(MetricsLog(self.run.folder, self.progress.step))
-            drawn = stack.enter_context(self.batches.opened())
+            drawn = stack.enter_context(self.batches.read_ahead())
             try:
                 while True:
                     self.validate_when_due()

@@ -7,7 +7,6 @@ import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from gap3d import fingerprints
@@ -21,13 +20,12 @@ from gap3d.settings import Settings
 from gap3d.store import Store
 from pipelines import around
 from pipelines.command import open_store, resolved, say, sentences, stop
-from pipelines.job import Item, Row, follower, require_complete
+from pipelines.job import Row, follower, require_complete
 from pipelines.prompts import NAME
 from pipelines.report import Report
-from pipelines.worker import Resources
+from pipelines.trellis import stage_of
 
 SHARD_OBJECTS = 1024
-SHAPES = "shapes-"  # how the stages of pipelines.trellis begin
 NOTE = "pictures.json"  # in a collection of features alone: whose they are
 
 
@@ -68,7 +66,7 @@ def source_of(settings: Settings, place: str, into: str = "") -> Pictured:
         return rendered(Store.open(settings.store, place, settings.blobs))
     name, _, method = place.rpartition(":")
     if NAME.fullmatch(name) and Store.exists(settings.store, name):
-        made, stage = Store.open(settings.store, name, settings.blobs), f"{SHAPES}{method}"
+        made, stage = Store.open(settings.store, name, settings.blobs), stage_of(method)
         for shard in made.shards:
             require_complete(made, stage, shard, "trellis")
         count = sum(len(made.manifest(stage, shard).rows) for shard in made.shards)
@@ -118,24 +116,6 @@ def failed(stage: str, key: str, views: Sequence[View]) -> Row:
         inputs = {"status": first.status.value, "reason": reason}
         outcome = Outcome(stage=stage, key=key, status=first.status, reason=reason, inputs=inputs)
     return Row(stage=stage, key=key, inputs=outcome.inputs, decided=outcome)
-
-
-def singly(item: Item) -> list[Item]:
-    """An item of several rows, whose payload is a list of theirs, as one of each (``Job.singly``)."""
-    return [replace(item, rows=(row,), payload=[row.payload]) for row in item.rows]
-
-
-def resources(settings: Settings, ahead: int = 1) -> Resources:
-    """What the workers of an extractor take: cores and GPUs of an encoder's."""
-    compute = settings.compute
-    threads = compute.encoder_threads
-    return Resources(
-        max(1, compute.workers // threads),
-        cpus=float(threads),
-        gpus=compute.encoder_gpus,
-        custom=compute.encoder_resources,
-        ahead=ahead,
-    )
 
 
 def without_ray(settings: Settings, source: Pictured, shards: Sequence[str], views: int, few: int) -> Settings:

@@ -25,7 +25,7 @@ def heading(result: Result, unit: str) -> list[str]:
     return made
 
 
-def told(cell: Cell, digits: int, unit: str = "") -> str:
+def format_cell(cell: Cell, digits: int, unit: str = "") -> str:
     """A cell in words: its value with its interval, or why there is none."""
     if cell.value is None:
         return f"- ({cell.note})"

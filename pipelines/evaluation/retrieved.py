@@ -41,7 +41,7 @@ def subject(settings: Settings, model: str, true: TrueObjects) -> Subject:
     """
     checkpoint = checkpoint_of(settings, model)
     with predicted(settings, checkpoint, true) as sets, of_dataset(true.base) as targets:
-        candidates = [key for key in sorted(targets.keys) if whole(true, object_of(key))]
+        candidates = [key for key in sorted(targets.keys) if has_features(true, object_of(key))]
         if not candidates:
             raise ValueError(
                 f"no object of the dataset of collection {true.base.collection} has all its pictures from all around: "
@@ -90,7 +90,7 @@ def object_of(key: str) -> str:
     return key.rpartition("/")[0]
 
 
-def whole(true: TrueObjects, object_id: str) -> bool:
+def has_features(true: TrueObjects, object_id: str) -> bool:
     """Whether an object has all features that a generated one is to have."""
     return all(rows.failure(object_id) is None for rows in true.side.values())
 

@@ -31,7 +31,7 @@ from pipelines.evaluation.references import Picture
 from pipelines.evaluation.seen import trained_on
 from pipelines.predictions import checkpoint_of
 from pipelines.report import Report, merge
-from pipelines.trellis import METHODS, STAGE, stage_of
+from pipelines.trellis import METHODS, stage_of
 
 log = logging.getLogger(__name__)
 KINDS = ("trellis", "collection", "pictures", "meshes", "retrieved")
@@ -143,7 +143,7 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
     name, _, method = place.partition(":")
     made = Store.open(settings.store, name, settings.blobs)
     method = method_of(made, method)
-    stage = f"{STAGE}-{method}"
+    stage = stage_of(method)
     source = pictured.source_of(settings, f"{name}:{method}")
     asked: dict[str, dict[str, Any]] = {}
     held: dict[str, Any] = {}

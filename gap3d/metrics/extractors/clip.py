@@ -20,8 +20,8 @@ from gap3d.metrics.extractors.published import RANDOM_SMALL, randomise_layers
 from gap3d.records import SystemicFault
 from gap3d.settings import Limits
 
-B32, L14 = "openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14"
-"""The first of the released code's text score, the second of its picture score (and of the paper's text)."""
+B32 = "openai/clip-vit-base-patch32"
+"""That of the released code's text score."""
 OPENAI = Normalisation((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 TEXT_TOKENS = 77  # longer texts are cut
 

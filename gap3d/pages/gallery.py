@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gap3d import document
+from gap3d.contact_sheet import candidate_labels
 from gap3d.entries import Entry, Fault
-from gap3d.report import candidate_labels
+from gap3d.pages import document
 
 OBJECTS = 2000  # cards on one page
 PICTURE_BYTES = 22_000_000  # pictures on one page, as they are embedded
 BYTES_PER_PIXEL = 0.12  # of an embedded thumbnail: 0.08 in the mean, more where there is much detail
 ROWS_OF_A_REASON = 40
 REASONS_OF_A_STATUS = 60
-BODY = "gallery.html"
-STYLES, SCRIPTS = ("elements.css", "gallery.css"), ("elements.js", "gallery.js")
+BODY = "pages/gallery.html"
+STYLES, SCRIPTS = ("pages/elements.css", "pages/gallery.css"), ("pages/elements.js", "pages/gallery.js")
 SCALARS = ("licence", "split", "rank")
 
 
@@ -185,4 +185,4 @@ def shot_record(key: str, row: Mapping[str, Any], shot: Shot) -> dict[str, Any]:
 
 def version() -> str:
     """Digest of the page's own files: a page of an older make is made again."""
-    return document.version("gallery.py", BODY, *STYLES, *SCRIPTS)
+    return document.version("pages/gallery.py", BODY, *STYLES, *SCRIPTS)

@@ -21,11 +21,10 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from gap3d.features.tokens import dequantise, unpack
+from gap3d.features.tokens import PACKED, dequantise, unpack
 from gap3d.store import Store
 
 PAGE_HEADER = 128  # bytes; a page's header is some 30 bytes, a second page would bring a second one
-KINDS = ("registers", "patches")
 
 
 class DamagedPart(OSError):
@@ -100,7 +99,7 @@ class RowGroup:
 
     def batch(self) -> TargetBatch:
         """All rows."""
-        return TargetBatch(self.keys, self.cls, *(self.tokens(name) for name in KINDS))
+        return TargetBatch(self.keys, self.cls, *(self.tokens(name) for name in PACKED))
 
 
 class TargetPart:
@@ -135,7 +134,7 @@ class TargetPart:
             self._handle = fs.open(name, "rb", cache_type="none")
         with contextlib.ExitStack() as undo:
             undo.callback(self._handle.close)
-            with sound(self.place, "its footer"):
+            with naming_damage(self.place, "its footer"):
                 self._file = pq.ParquetFile(self._handle, page_checksum_verification=verify, pre_buffer=path is None)
                 said = (self._file.schema_arrow.metadata or {}).get(b"gap3d", b"{}")
                 self.metadata: dict[str, Any] = json.loads(said)
@@ -148,7 +147,7 @@ class TargetPart:
         about = self._file.metadata
         self._starts = np.cumsum([0, *(about.row_group(group).num_rows for group in range(about.num_row_groups))])
         self._places = {name: i for i, name in enumerate(about.schema.names)} if about.num_row_groups else {}
-        self._columns = [name for name in self.layout if name.partition("_")[0] in KINDS]
+        self._columns = [name for name in self.layout if name.partition("_")[0] in PACKED]
 
     def close(self) -> None:
         """Close the file; tensors over it stay good."""
@@ -193,7 +192,7 @@ class TargetPart:
             OSError: the file can't be read.
         """
         mapped = {} if self._memory is None else self._mapped(group)
-        with sound(self.place, f"row group {group}"):
+        with naming_damage(self.place, f"row group {group}"):
             names = ["key", "cls", *self._columns]
             few = mapped and not self.verify  # what is read for its checksum only is dropped again
             table = self._file.read_row_group(group, columns=names[:2] if few else names, use_threads=False)
@@ -227,7 +226,7 @@ def values_of(column: pa.ChunkedArray) -> pa.Buffer:
 
 
 @contextmanager
-def sound(place: str, what: str) -> Iterator[None]:
+def naming_damage(place: str, what: str) -> Iterator[None]:
     """Tell damage from a disk or network that fails: those errors have a number or a type.
 
     Arrow finds most of it; footers have no checksum, so that names, lengths and metadata may be anything.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-SHELL = "document.html"
+SHELL = "pages/document.html"
 """What all documents have: head, policy, and the places of their parts."""
 
 
@@ -20,7 +20,7 @@ def document(body: str, styles: Sequence[str], scripts: Sequence[str], title: st
     """A document.
 
     Args:
-        body: file with the elements that the scripts fill; like the others named by its path in this package.
+        body: file with the elements that the scripts fill; like the others named by its path in ``gap3d``.
         styles: CSS files, in this order.
         scripts: JavaScript files, in this order.
         title: plain text.
@@ -63,8 +63,8 @@ def read(name: str) -> str:
 
 
 def version(*names: str) -> str:
-    """Digest of files of this package: a document of an older make is made again."""
-    return hashlib.sha256("".join(map(read, ("document.py", SHELL, *names))).encode()).hexdigest()[:16]
+    """Digest of files of ``gap3d``: a document of an older make is made again."""
+    return hashlib.sha256("".join(map(read, ("pages/document.py", SHELL, *names))).encode()).hexdigest()[:16]
 
 
 def state_of(content: bytes) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gap3d import document
+from gap3d.pages import document
 
-BODY = "generated.html"
-STYLES, SCRIPTS = ("elements.css", "generated.css"), ("elements.js", "generated.js")
+BODY = "pages/generated.html"
+STYLES, SCRIPTS = ("pages/elements.css", "pages/generated.css"), ("pages/elements.js", "pages/generated.js")
 
 
 @dataclass(frozen=True)

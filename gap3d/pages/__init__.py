@@ -1,0 +1,1 @@
+"""HTML pages of what was made: each opens from disk and asks nothing of a network."""
