@@ -5,13 +5,14 @@ python -m pipelines.around --collection toys4k
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 if not __package__:  # run as a file, here or copied by `ray submit`: its folder is not where packages are looked for
     sys.path.pop(0)
 
 from gap3d.evaluation.objects import objects_of
 from gap3d.evaluation.views import AROUND, numbers_of
+from gap3d.manifest import LedgerRow
 from gap3d.parts import write_atomically
 from gap3d.records import Outcome, SystemicFault
 from gap3d.schemas import CATALOG, DOWNLOADS, StageSchema
@@ -69,7 +70,18 @@ def true_settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"collection": name, "catalog": catalog})
 
 
-def run(settings: Settings, shards: Sequence[str] = (), *, true: bool = True) -> Report:
+def parent_of(settings: Settings, store: Store) -> Store:
+    """The collection that one of renders from all around was derived from; any other is its own.
+
+    Raises:
+        ValueError: it is not there any more.
+    """
+    rows = (row for shard in store.shards for row in store.manifest("catalog", shard).rows.values())
+    name = next((row.inputs[FROM] for row in rows if FROM in row.inputs), "")
+    return Store.open(settings.store, name, settings.blobs) if name else store
+
+
+def run(settings: Settings, shards: Sequence[str] = (), *, objects: Collection[str] | None = None) -> Report:
     """Bring the renders of a collection's objects up to date.
 
     The objects are those of the collection's catalog, and their files those that its downloads took in: what it lacks
@@ -78,14 +90,14 @@ def run(settings: Settings, shards: Sequence[str] = (), *, true: bool = True) ->
     Args:
         settings: of the objects' own collection.
         shards: of it, and so of what is derived; none takes all.
-        true: render the objects that generation is measured on (``evaluation.count``); else all of them, as of a
-            collection of somebody's generated meshes.
+        objects: which are rendered, by object_id; None takes those that generation is measured on
+            (``evaluation.count``).
 
     Raises:
         ValueError: the collection of that name is another one.
         SystemicFault: the disk can't hold the renders.
     """
-    if true and settings.evaluation.true:
+    if objects is None and settings.evaluation.true:
         log.warning("nothing is rendered: evaluation.true names %s", settings.evaluation.true)
         return Report(shards=())
     if settings.pictures == "images":
@@ -100,16 +112,15 @@ def run(settings: Settings, shards: Sequence[str] = (), *, true: bool = True) ->
     store = open_store(own)
     require_derived(store, parent)
     section = settings.evaluation
-    chosen = objects_of(parent, section.count, section.shuffle) if true else None
-    if chosen is not None and not chosen:
+    chosen = objects_of(parent, section.count, section.shuffle) if objects is None else objects
+    if not chosen and objects is None:
         raise ValueError(
             f"no object of collection {parent.collection} has a caption, and generation is measured on those that have"
         )
-    copied = [
-        copy(parent, store, stage, shard, schema, own, None if chosen is None else set(chosen))
-        for stage, schema in COPIED
-        for shard in wanted
-    ]
+    copied = []
+    for shard in wanted:
+        keys = rendered_of(parent, store, shard, chosen)
+        copied += [copy(parent, store, stage, shard, schema, own, keys) for stage, schema in COPIED]
     if (denied := parent.folder / RECORD).exists():  # so that a takedown knows whose bytes go here too
         write_atomically(store.folder / RECORD, denied.read_bytes())
     require_room(store, own)
@@ -130,6 +141,22 @@ def require_derived(store: Store, parent: Store) -> None:
                 )
 
 
+def inputs_of(parent: Store, row: LedgerRow) -> dict[str, str]:
+    """The fingerprint of a row that is taken over."""
+    return {FROM: parent.collection, "row": row.digest, "reason": row.reason}
+
+
+def rendered_of(parent: Store, store: Store, shard: str, chosen: Collection[str]) -> set[str]:
+    """Which objects of a shard have renders: the chosen ones, and of others those that have them already.
+
+    These stay as long as their files are what they were: renders are dear, and a smaller count may be a glance.
+    """
+    theirs = require_complete(parent, "downloads", shard, "downloads").rows
+    ours = store.manifest("downloads", shard).rows
+    begun = {key.rpartition("/")[0] for key in store.manifest("renders", shard).rows} & ours.keys() & theirs.keys()
+    return {key for key in begun if dict(ours[key].inputs) == inputs_of(parent, theirs[key])} | set(chosen)
+
+
 def copy(
     parent: Store,
     store: Store,
@@ -137,24 +164,18 @@ def copy(
     shard: str,
     schema: StageSchema,
     settings: Settings,
-    chosen: set[str] | None,
+    objects: Collection[str],
 ) -> ShardReport:
-    """Take a stage's rows of the chosen objects over from the parent as they are; None takes all.
-
-    Objects that were taken before stay while the parent has them: their renders are dear, and a smaller count may be
-    a glance.
-    """
+    """Take a stage's rows of these objects, as far as they are there, over from the parent as they are."""
     held = require_complete(parent, stage, shard, stage)
-    keys = set(held.rows)
-    if chosen is not None:
-        keys &= chosen | set(store.manifest(stage, shard).rows)
+    keys = set(held.rows) & set(objects)
     data = parent.read(held, keys=keys)
     # One commit a shard: its rows are there already.
     compute = settings.compute.model_copy(update={"flush_rows": 1 << 30, "flush_s": 1e9})
     with store.writer(stage, shard, schema, compute, settings.limits) as writer:
         for key in sorted(keys):
             row = held.rows[key]
-            inputs = {FROM: parent.collection, "row": row.digest, "reason": row.reason}
+            inputs = inputs_of(parent, row)
             known = writer.rows.get(key)
             if known is not None and dict(known.inputs) == inputs:
                 continue

@@ -17,6 +17,7 @@ import pyarrow as pa
 from gap3d import catalog, fingerprints, takedown
 from gap3d.annotations import annotation_tables
 from gap3d.archives import is_archive, unpacked
+from gap3d.evaluation.objects import describe
 from gap3d.parts import write_atomically
 from gap3d.records import Outcome, Status
 from gap3d.references import FILE_TYPES
@@ -162,6 +163,8 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
                 *(len(idle), len(selection.denials), idle[0]),
             )
         funnel = selection.funnel()
+        hashes = "SELECT sha256 FROM described WHERE regexp_full_match(sha256, '[0-9a-f]{64}') ORDER BY sha256"
+        describe(store, [row[0] for row in selection.run(hashes).fetchall()])
         write_atomically(store.folder / "funnel.json", json.dumps(funnel, indent=1).encode())
     for report in reports:
         report.prove()

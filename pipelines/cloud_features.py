@@ -27,7 +27,8 @@ from gap3d.records import Failure, Outcome, Status, SystemicFault
 from gap3d.schemas import CLOUD_FEATURES
 from gap3d.settings import Settings
 from gap3d.store import Store
-from pipelines.command import open_store, parse, parser
+from pipelines.around import parent_of
+from pipelines.command import parse, parser
 from pipelines.evaluation import clouds, pictured
 from pipelines.featurizer import cuda_here
 from pipelines.job import Item, Job, Row, parted, passed_on, require_complete
@@ -188,8 +189,8 @@ def run(
     made = clouds.run(settings, found, keys, true=real)
     if order is None:
         section = settings.evaluation
-        whole = open_store(settings) if real and source is None and not section.true else found.store
-        order = objects_of(whole, section.count, section.shuffle) if real else []
+        # Of renders from all around, the protocol's order is that of all objects of the collection that they are of.
+        order = objects_of(parent_of(settings, found.store), section.count, section.shuffle) if real else []
     return merge([made, run_job(make_job(settings, found, order), found.store, settings, keys)])
 
 

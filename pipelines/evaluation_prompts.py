@@ -17,6 +17,7 @@ from gap3d.evaluation.result import FOLDER
 from gap3d.parts import write_atomically
 from gap3d.settings import Settings
 from gap3d.store import Store
+from pipelines.around import parent_of
 from pipelines.command import open_store, parse, parser, say, sentences, stop
 from pipelines.evaluation.objects import asked_of
 
@@ -57,7 +58,7 @@ def evaluation_prompts(settings: Settings, path: Path | None = None) -> Path:
         ValueError: see ``rows_of``.
     """
     true = settings.evaluation.true
-    store = Store.open(settings.store, true, settings.blobs) if true else open_store(settings)
+    store = parent_of(settings, Store.open(settings.store, true, settings.blobs) if true else open_store(settings))
     path = path or store.folder / FOLDER / NAME
     lines = rows_of(store, settings.evaluation.count, settings.evaluation.shuffle)
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace")

@@ -23,6 +23,7 @@ if not __package__:  # run as a file, here or copied by `ray submit`: its folder
     sys.path.pop(0)
 
 from gap3d.evaluation.generation import KERNEL_SCALE, Measuring, Table, measure
+from gap3d.evaluation.objects import described
 from gap3d.evaluation.quirks import QUIRKS, of_table
 from gap3d.evaluation.result import Result, find, known, save
 from gap3d.features.encoder import UNTRAINED
@@ -85,7 +86,7 @@ def of_objects(settings: Settings, spec: str, model: str) -> tuple[list[Result],
 
 
 def shaped(settings: Settings, true: TrueObjects) -> Iterator[str]:
-    """What TRELLIS made of these very prompts, in any collection of the store."""
+    """What TRELLIS made of these very prompts, in any collection of the store; what is left out is told in the log."""
     wanted = {key: (asked.index, asked.caption_index) for key, asked in true.asked.items()}
     for folder in sorted({path.parent for path in settings.store.glob(f"*/{stage_of('*')}") if path.is_dir()}):
         store = Store.open(settings.store, folder.name, settings.blobs)
@@ -93,11 +94,25 @@ def shaped(settings: Settings, true: TrueObjects) -> Iterator[str]:
         for shard in store.shards:
             rows = store.read(store.manifest("prompts", shard), ["index", "caption_index"])
             found |= {key: (row["index"], row["caption_index"]) for key, row in rows.items()}
+        methods = [method for method in METHODS if (store.folder / stage_of(method)).is_dir()]
         if found != wanted:
+            log.warning(
+                "what TRELLIS made in collection %s is not measured: of the %d prompts of this evaluation it has %d, "
+                "and %d others; `python -m pipelines.evaluation_prompts` writes them, and --generated trellis:%s:%s "
+                "measures what is there",
+                *(store.collection, len(wanted), len(found.items() & wanted.items())),
+                *(len(found.items() - wanted.items()), store.collection, methods[0] if methods else "METHOD"),
+            )
             continue
-        for method in METHODS:
+        for method in methods:
             if all(store.manifest(stage_of(method), shard).complete for shard in store.shards):
                 yield f"trellis:{store.collection}:{method}"
+            else:
+                log.warning(
+                    "%s of collection %s is not measured: it is not complete, run `python -m pipelines.trellis --from "
+                    "%s` to the end",
+                    *(stage_of(method), store.collection, store.collection),
+                )
 
 
 def measured(
@@ -192,6 +207,9 @@ def protocol_of(
             "count": section.count,
             "shuffle": section.shuffle,
             "order": "by SHA-256, shuffled by that seed, those with captions, the first so many (docs/method.md 8.3)",
+            "shuffled": "all files that source.described_by describes"
+            if described(true.base)
+            else "all objects of the catalog",
         },
         "generated": dict(subject.about),
         "true": {

@@ -28,7 +28,7 @@ from gap3d.settings import CatalogSettings
 from gap3d.store import Store
 from gap3d.target_parts import TargetPart
 from gap3d.trellis.turntable import PROTOCOLS
-from pipelines import comparison, evaluation_prompts
+from pipelines import around, comparison, evaluation_prompts
 from pipelines.comparison import Shaping, make, planned
 from pipelines.evaluation import comparison_pictures
 from pipelines.evaluation.comparison_pictures import NO_OBJECT, Pictures
@@ -374,5 +374,10 @@ def test_the_evaluations_prompts_are_the_drawn_captions_of_the_shuffled_objects(
         captions = content[each.key]["captions"]
         assert each.caption_index == random.Random(42 * 2003 + each.index).randint(0, len(captions) - 1)
         assert each.text == captions[each.caption_index]
+    derived = Store(tmp_path, f"{settings.collection}-around", 1)  # of renders of these few alone
+    around.copy(store, derived, "catalog", "0", CATALOG, settings, set(order))
+    section = settings.evaluation.model_copy(update={"count": 9, "true": derived.collection})
+    settings = settings.model_copy(update={"evaluation": section})
+    assert of_file(evaluation_prompts.evaluation_prompts(settings)) == found
     with pytest.raises(ValueError, match="no object in the catalog of empty has a caption"):
         evaluation_prompts.rows_of(Store(tmp_path, "empty", 1), None, 42)

@@ -13,6 +13,7 @@ from balls import balls, commit, picture_of, settings_of
 from generated_sets import collection, settings_at
 from killed import Point, Run
 from PIL import Image
+from stores import TOGETHER, write
 
 from gap3d.evaluation.extractors import VIEWS, identity, load
 from gap3d.evaluation.features import Features
@@ -22,10 +23,12 @@ from gap3d.evaluation.views import AROUND, Rendered, numbers_of
 from gap3d.exports import folders
 from gap3d.features.decoding import decode_image
 from gap3d.records import Status, SystemicFault
+from gap3d.schemas import CATALOG, RENDERS
 from gap3d.settings import Limits
+from gap3d.store import Store
 from gap3d.trellis.process import Installation
 from gap3d.trellis.turntable import PROTOCOLS
-from pipelines import cloud_features, job, picture_features, trellis
+from pipelines import around, cloud_features, job, picture_features, trellis
 from pipelines.evaluation import pictured
 from pipelines.job import NotReady
 from pipelines.shaper import Wanted
@@ -144,6 +147,17 @@ def test_where_the_order_counts_it_is_the_protocols_among_good_clouds(tmp_path):
     backwards = cloud_features.run(settings, order=sorted(order))
     moved = sum(order.index(key) != sorted(order).index(key) for key in order)
     assert backwards.count("computed") == moved > 0
+
+
+def test_the_order_of_renders_from_all_around_is_that_of_all_objects_of_their_collection(tmp_path):
+    base = commit(tmp_path, dict.fromkeys(f"{number}/000" for number in range(8)), "balls")
+    settings = settings_of(tmp_path, evaluation={"quirks": ["batch_order"], "count": 5, "points": 60})
+    order, store = objects_of(base, 5, 42), Store(tmp_path, "balls-around", 1)
+    around.copy(base, store, "catalog", "0", CATALOG, settings, set(order))
+    write(store, balls(order), TOGETHER, "renders", RENDERS)
+    cloud_features.run(settings, source=pictured.true_objects(settings), true=True)  # as the program does
+    places = {key: int(row.inputs["place"]) for key, row in store.manifest("features-pointnet", "0").rows.items()}
+    assert sorted(places, key=places.get) == order != objects_of(store, 5, 42)
 
 
 def test_a_folder_of_the_same_pictures_has_the_same_features(measured, tmp_path):

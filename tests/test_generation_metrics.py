@@ -4,7 +4,6 @@ import io
 import json
 import math
 import random
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,20 +24,20 @@ from gap3d.evaluation.generation import Pair, measure
 from gap3d.evaluation.result import find
 from gap3d.evaluation.views import AROUND
 from gap3d.evaluation_settings import EvaluationSettings
+from gap3d.manifest import NAME as MANIFEST
 from gap3d.metrics.extractors.clip import ClipFeatures
 from gap3d.parts import read_rows
 from gap3d.prompts import of_rows
 from gap3d.records import Outcome
-from gap3d.samples import write_samples
 from gap3d.schemas import CATALOG, RENDERS
-from gap3d.settings import Limits, RenderSettings
+from gap3d.settings import Limits
 from gap3d.store import Store
 from gap3d.transforms import transforms
 from gap3d.trellis.seeds import caption_of
 from pipelines import generation_metrics, prompts, trellis
 from pipelines.around import FROM
 from pipelines.evaluation.measured import homes
-from pipelines.evaluation.objects import parent_of, true_objects
+from pipelines.evaluation.objects import true_objects
 from pipelines.evaluation.references import Picture, references
 from pipelines.evaluation.sources import pictures_of, require, texts_of
 from pipelines.evaluation_report import folders_of
@@ -187,6 +186,14 @@ def test_pictures_without_depth_have_no_cloud_and_their_own_captions(toys, tmp_p
     assert math.isfinite(result.cells["clip_text"].value)
 
 
+def test_captions_of_objects_that_are_not_measured_are_no_matter(toys, tmp_path):
+    root, rows = toys
+    place = as_folder(rows, tmp_path / "all", lambda key: f"o{IDS.index(key)}", depth=False)
+    (place / "captions.csv").write_text("path,captions\n" + "".join(f"o{each},text {each}\n" for each in range(4)))
+    (result,), _ = of_objects(settings_of(root, count=2, views=(8,)), f"pictures:{place}", "all")
+    assert result.counts == {"ok": 2} and result.protocol["generated"]["captions_of_its_own"] == 2
+
+
 def test_a_folder_of_other_cameras_is_refused_before_anything_is_rendered(toys, tmp_path):
     root, rows = toys
     place = as_folder(rows, tmp_path / "one", lambda key: sha_of(IDS.index(key)))
@@ -252,7 +259,9 @@ def similarity(pictures, reference):
     return 100 * float(torch.nn.functional.cosine_similarity(views, one).mean())
 
 
-def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts_against_the_pictures_that_it_saw(toys, tmp_path):
+def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts_against_the_pictures_that_it_saw(
+    toys, tmp_path, caplog
+):
     settings = settings_of(toys[0])
     true, _ = true_objects(settings)
     Image.new("RGB", (32, 32), (200, 40, 10)).save(tmp_path / "own.png")  # of the prompt, and not what is seen
@@ -263,6 +272,7 @@ def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts_against_th
     trellis.run(plan_of(store, "trellis-image", views=(4, 8, 20), renders=renders, glb=False), own)
     assert list(shaped(settings, true)) == ["trellis:seen:trellis-image"]
     assert not list(shaped(settings, replace(true, asked=dict(list(true.asked.items())[1:]))))
+    assert "collection seen is not measured: of the 2 prompts of this evaluation it has 2, and 1 others" in caplog.text
     (result,), _ = of_objects(settings, "trellis:seen", "TRELLIS-image of renders")
     assert result.counts == {"missing": 1, "ok": 2} and result.protocol["generated"]["kind"] == "shapes-trellis-image"
     assert all(cell.samples == 2 and math.isfinite(cell.value) for cell in result.cells.values())
@@ -276,6 +286,11 @@ def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts_against_th
     assert rows[first]["clip_image"] == pytest.approx(similarity(views, opened(io.BytesIO(png))), rel=1e-5)
     with pytest.raises(ValueError, match="has objects of trellis-image: say trellis:seen:METHOD"):
         of_objects(settings, "trellis:seen:gap3d", "")
+    for part in store.folder.glob("shapes-trellis-image/*/*.parquet"):
+        if part.name != MANIFEST:
+            part.unlink()
+    assert not list(shaped(settings, true))
+    assert "shapes-trellis-image of collection seen is not measured: it is not complete" in caplog.text
 
 
 def test_a_suffix_of_all_prompts_is_no_part_of_the_texts_and_more_that_one_prompt_asks_for_is():
@@ -346,28 +361,6 @@ def test_the_retrieved_object_is_the_nearest_by_a_plain_loop_and_is_called_what_
         itself += best == key
     assert result.protocol["generated"]["true_object_found"] == itself
     assert result.counts == {"ok": 3} and result.checkpoint["digest"]
-
-
-def test_a_folder_of_meshes_comes_through_the_line_from_all_around(toys, tmp_path):
-    root, _ = toys
-    write_samples(tmp_path / "bundled")
-    meshes = tmp_path / "meshes"
-    meshes.mkdir()
-    for number, path in enumerate(sorted((tmp_path / "bundled").rglob("*.glb"))[:2]):
-        shutil.copy(path, meshes / f"o{number}.glb")
-    settings = settings_of(root, views=(4,), resolution=64, samples=1)
-    settings = settings.model_copy(update={"renders": RenderSettings(denoise=False)})
-    (result,), report = of_objects(settings, f"meshes:{meshes}", "meshes")
-    assert report.by_status("renders") == {"ok": 8}
-    assert result.counts == {"missing": 1, "ok": 2}
-    assert "nothing was generated for it" in result.reasons[0]
-    assert result.cells["fd_inception"].samples == 2 and result.cells["fd_inception"].value > 0
-    again, later = of_objects(settings, f"meshes:{meshes}", "meshes")
-    assert again == [result] and later.count("computed") == 0
-    name = result.protocol["generated"]["collection"]
-    (same,), later = of_objects(settings, f"collection:{name}", "collection")
-    assert same.cells == result.cells and later.count("computed", "renders") == 0
-    assert parent_of(settings, Store.open(settings.store, f"{name}-around", settings.blobs)).collection == name
 
 
 def test_results_lie_with_the_objects_whose_renders_from_all_around_are_the_true_ones(toys, tmp_path):

@@ -20,7 +20,7 @@ def homes(settings: Settings) -> list[Path]:
     section = settings.evaluation
     names = dict.fromkeys(filter(None, (settings.collection, *section.collections, section.true)))
     if section.true and Store.exists(settings.store, section.true):
-        from pipelines.evaluation.objects import parent_of  # brings torch
+        from pipelines.around import parent_of  # brings torch
 
         # Of renders from all around, results lie with the objects that they show.
         names[parent_of(settings, Store.open(settings.store, section.true, settings.blobs)).collection] = None

@@ -1,6 +1,6 @@
 """The true objects that generation is measured on, and what is measured beside them (docs/method.md 8.3)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from gap3d.settings import CatalogSettings, Settings, SourceSettings
 from gap3d.store import Store
 from gap3d.trellis.seeds import caption_of
 from pipelines import around, cloud_features, picture_features
+from pipelines.around import parent_of
 from pipelines.command import load_settings, open_store
 from pipelines.evaluation import pictured
 from pipelines.evaluation.references import Picture
@@ -99,7 +100,7 @@ def true_objects(settings: Settings) -> tuple[TrueObjects, Report]:
     """
     store = Store.open(settings.store, settings.evaluation.true or settings.collection, settings.blobs)
     base = parent_of(settings, store)
-    source, report = from_all_around(settings, store, true=True)
+    source, report = from_all_around(settings, store)
     rows: dict[str, Mapping[str, Any]] = {}
     for shard in base.shards:
         rows |= base.read(base.manifest("catalog", shard), ["sha256", "identifier", "captions"])
@@ -116,38 +117,44 @@ def true_objects(settings: Settings) -> tuple[TrueObjects, Report]:
     return TrueObjects(base, asked, known, captions, source, side), merge([report, extracted])
 
 
-def parent_of(settings: Settings, store: Store) -> Store:
-    """The collection that one of renders from all around was derived from; any other is its own."""
-    rows = (row for shard in store.shards for row in store.manifest("catalog", shard).rows.values())
-    name = next((row.inputs[around.FROM] for row in rows if around.FROM in row.inputs), "")
-    return Store.open(settings.store, name, settings.blobs) if name else store
-
-
-def from_all_around(settings: Settings, store: Store, *, true: bool) -> tuple[Pictured, Report]:
+def from_all_around(
+    settings: Settings, store: Store, objects: Collection[str] | None = None
+) -> tuple[Pictured, Report]:
     """The pictures of a collection's objects: its renders, or where it has not all cameras, those that are derived.
+
+    A collection that was derived, and was interrupted or lacks some of the objects, is continued.
 
     Args:
         settings: of the run: pixels and cameras of what is derived.
         store: the collection.
-        true: whether its objects are the true ones, of which only so many are wanted.
+        objects: which are wanted; None takes the true ones (``evaluation.count``).
     """
+    base = parent_of(settings, store)
     if all(store.manifest("renders", shard).complete for shard in store.shards):
         found = Rendered(store)
         with suppress(ValueError):  # it has other cameras
             for count in settings.evaluation.views:
                 found.require(count)
-            return found, Report(shards=())
-    source, saved = settings.source, store.folder / "settings.json"
-    if store.collection != settings.collection and saved.is_file():
+            if store.collection != f"{base.collection}{around.SUFFIX}" or not lacking(settings, base, store, objects):
+                return found, Report(shards=())
+    source, saved = settings.source, base.folder / "settings.json"
+    if base.collection != settings.collection and saved.is_file():
         source = load_settings(str(saved)).source
-    return rendered_around(settings, store.collection, source, len(store.shards), true=true)
+    own = settings_in(settings, base.collection, source, len(base.shards))
+    report = around.run(own, objects=objects)
+    return pictured.rendered(open_store(around.settings_of(own))), report
 
 
-def rendered_around(
-    settings: Settings, name: str, source: SourceSettings, shards: int, *, true: bool
-) -> tuple[Pictured, Report]:
-    """The objects of a collection, rendered from all around in one that is derived from it."""
-    own = settings.model_copy(
+def lacking(settings: Settings, base: Store, store: Store, objects: Collection[str] | None) -> set[str]:
+    """Objects of a collection that are wanted, and that the one which was derived from it has not taken over."""
+    section = settings.evaluation
+    wanted = objects_of(base, section.count, section.shuffle) if objects is None else objects
+    return set(wanted).difference(*(store.manifest("catalog", shard).rows for shard in store.shards))
+
+
+def settings_in(settings: Settings, name: str, source: SourceSettings, shards: int) -> Settings:
+    """Settings of a run for another collection of objects."""
+    return settings.model_copy(
         update={
             "collection": name,
             "source": source,
@@ -156,8 +163,6 @@ def rendered_around(
             "evaluation": settings.evaluation.model_copy(update={"true": ""}),
         }
     )
-    report = around.run(own, true=true)
-    return pictured.rendered(open_store(around.settings_of(own))), report
 
 
 def asked_of(keys: Sequence[str], captions: Mapping[str, Sequence[str]]) -> dict[str, Asked]:

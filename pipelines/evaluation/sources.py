@@ -18,15 +18,18 @@ from gap3d.catalog import read_captions, walk
 from gap3d.evaluation.generation import Side
 from gap3d.evaluation.matching import match, of_key, of_path
 from gap3d.evaluation.picture_folders import objects_in, views_in
-from gap3d.evaluation.pictured import Pictured
 from gap3d.evaluation.tokens import of_generated
 from gap3d.fingerprints import digest_of
+from gap3d.parts import write_atomically
 from gap3d.records import Failure, Status
 from gap3d.settings import Settings, SourceSettings
 from gap3d.store import Store
 from gap3d.trellis.seeds import caption_of
+from pipelines import catalog, downloads
+from pipelines.around import parent_of
+from pipelines.command import open_store, require_catalog, resolved
 from pipelines.evaluation import pictured, retrieved
-from pipelines.evaluation.objects import Subject, TrueObjects, featured, from_all_around, paired, rendered_around
+from pipelines.evaluation.objects import Subject, TrueObjects, featured, from_all_around, paired, settings_in
 from pipelines.evaluation.references import Picture
 from pipelines.evaluation.seen import trained_on
 from pipelines.predictions import checkpoint_of
@@ -85,7 +88,7 @@ def require(settings: Settings, spec: str) -> None:
 
     Raises:
         ValueError: there is not.
-        NotReady: the training is not there yet.
+        NotReady: the training, or the catalog, is not there yet.
     """
     kind, place = parted(spec)
     if kind == "retrieved":
@@ -93,7 +96,7 @@ def require(settings: Settings, spec: str) -> None:
     elif kind == "trellis":
         method_of(Store.open(settings.store, place.partition(":")[0], settings.blobs), place.partition(":")[2])
     elif kind == "collection":
-        Store.open(settings.store, place, settings.blobs)
+        require_catalog(parent_of(settings, Store.open(settings.store, place, settings.blobs)))
     elif kind == "pictures":
         require_views(Path(place).expanduser().absolute(), settings.evaluation.views)
     elif not Path(place).expanduser().is_dir():
@@ -236,9 +239,7 @@ def texts_of(captions: Mapping[str, Sequence[str]], asked: Mapping[str, Mapping[
 
 def of_collection(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
     """A collection of this store, rendered from all around."""
-    store = Store.open(settings.store, place, settings.blobs)
-    source, rendered = from_all_around(settings, store, true=False)
-    return of_meshes_in(settings, store, source, rendered, model or place, true)
+    return of_meshes_in(settings, Store.open(settings.store, place, settings.blobs), model or place, true)
 
 
 def of_meshes(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
@@ -250,9 +251,13 @@ def of_meshes(settings: Settings, place: str, model: str, true: TrueObjects) -> 
         shards = len(Store.open(settings.store, name, settings.blobs).shards)
     else:
         shards = shards_for(sum(1 for _ in walk(root)))
-    source, report = rendered_around(settings, name, SourceSettings(kind="folder", path=root), shards, true=False)
-    store = Store.open(settings.store, name, settings.blobs)
-    return of_meshes_in(settings, store, source, report, model or root.name, true)
+    own = settings_in(settings, name, SourceSettings(kind="folder", path=root), shards)
+    store = open_store(own)
+    # The folder may be another one than at the last time: what is unchanged is known by its size and time.
+    taken = merge([catalog.run(own), downloads.run(own, store.shards)])
+    write_atomically(store.folder / "settings.json", resolved(own).model_dump_json(indent=1).encode())
+    made, report = of_meshes_in(settings, store, model or root.name, true)
+    return made, merge([taken, report])
 
 
 def shards_for(objects: int) -> int:
@@ -260,16 +265,21 @@ def shards_for(objects: int) -> int:
     return 1 << max(0, -(-objects // pictured.SHARD_OBJECTS) - 1).bit_length()
 
 
-def of_meshes_in(
-    settings: Settings, store: Store, source: Pictured, rendered: Report, model: str, true: TrueObjects
-) -> Found:
-    """The objects of a collection's catalog."""
+def of_meshes_in(settings: Settings, store: Store, model: str, true: TrueObjects) -> Found:
+    """The objects of a collection's catalog; those that stand for measured ones are rendered."""
+    base = parent_of(settings, store)
     rows: dict[str, dict[str, Any]] = {}
-    for shard in store.shards:
-        rows |= store.read(store.manifest("catalog", shard), ["identifier", "captions"])
+    for shard in base.shards:
+        rows |= base.read(base.manifest("catalog", shard), ["identifier", "captions"])
     names = {key: [*of_path(row["identifier"] or key), key] for key, row in rows.items()}
     matched = match(names, true.known, true.base.collection)
     chosen = measured_of(true, matched.generated)
+    if not chosen:
+        raise ValueError(
+            f"the objects of {base.collection} stand for true ones, and for none of the {len(true.asked)} that are "
+            "measured: raise --evaluation.count, or generate objects of `python -m pipelines.evaluation_prompts`"
+        )
+    source, rendered = from_all_around(settings, store, list(chosen.values()))
     side, report = featured(settings, source, list(chosen.values()), true=False)
     captions = {key: row["captions"] for key, row in rows.items() if row["captions"]}
     about = {"kind": "collection", "collection": store.collection, "pictures": source.store.collection}
@@ -298,9 +308,7 @@ def of_pictures(settings: Settings, place: str, model: str, true: TrueObjects) -
     source = pictured.source_of(settings, str(root))
     side, report = featured(settings, source, list(chosen.values()), true=False)
     about = {"kind": "pictures", "folder": root.name, "collection": source.store.collection}
-    return subject_by_name(
-        model or root.name, true, matched.generated, captions, side, about, matched.strangers
-    ), report
+    return subject_by_name(model or root.name, true, chosen, captions, side, about, matched.strangers), report
 
 
 def subject_by_name(
