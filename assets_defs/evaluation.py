@@ -203,12 +203,19 @@ METRICS = {name: metrics(name) for name in SETTINGS.tables}
 PUBLISHED = resources.files("gap3d.evaluation").joinpath("published.toml").read_text()
 
 
+def published_version(settings: Settings) -> str:
+    """Digest of the published numbers that the report shows: those that are known here, and the user's."""
+    given = settings.evaluation.published
+    path = given.expanduser() if given else None
+    return fingerprints.digest_of([PUBLISHED, path.read_text(errors="replace") if path and path.is_file() else ""])[:16]
+
+
 @dg.asset(
     deps=list(METRICS.values()),
     group_name="evaluation",
     kinds={"python"},
     owners=OWNERS,
-    code_version=fingerprints.digest_of(PUBLISHED)[:16],
+    code_version=published_version(SETTINGS),
     automation_condition=AFTER_METRICS if SETTINGS.evaluation.automatic else None,
     pool="evaluation",
 )
@@ -221,13 +228,13 @@ def evaluation_report(compute: Compute) -> dg.MaterializeResult:
 
     settings = compute.settings()
     try:
-        first, *others = program.folders_of(settings)
-        path = program.write(first, others)
+        path = program.of_settings(settings)
         results = [result for name in TABLES for result in history_of(settings, name)]
-    except FOR_A_PERSON as error:
+    except (*FOR_A_PERSON, ValueError) as error:
         raise dg.Failure(str(error)) from error
+    content = [published_version(settings), *sorted(result.fingerprint for result in results)]
     return dg.MaterializeResult(
-        data_version=dg.DataVersion(fingerprints.digest_of(sorted(result.fingerprint for result in results))),
+        data_version=dg.DataVersion(fingerprints.digest_of(content)),
         metadata={
             "page": dg.MetadataValue.path(path.absolute()),
             "bytes": path.stat().st_size,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PositiveInt, field_validator
 
 from gap3d.evaluation.quirks import ALL, QUIRKS, Table, of_table
-from gap3d.section import Collection, Section, Weights, of_collection
+from gap3d.section import Collection, Place, Section, Weights, of_collection
 
 Model = Literal["pretrained", "finetuned"]
 Extractor = Annotated[Weights, Field(min_length=1)]
@@ -78,6 +78,9 @@ class EvaluationSettings(Section):
     """Number of bootstrap resamples that confidence intervals are made from."""
     seed: int = 0
     """Seed of the bootstrap, of the choice of clouds' points, and of extractors' random weights."""
+    published: Place | None = None
+    """TOML file of published numbers for the report, over those that are known here (gap3d/evaluation/published.toml is
+    its form)."""
     automatic: bool = False
     """In Dagster: measure after every training. If not, a person starts it."""
 

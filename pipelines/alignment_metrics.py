@@ -23,6 +23,7 @@ from gap3d.evaluation.alignment import cells_of, checks_of, kinds_of, measure
 from gap3d.evaluation.queries import Which, queries_of, usual
 from gap3d.evaluation.quirks import QUIRKS, of_table
 from gap3d.evaluation.result import Result, known, save
+from gap3d.evaluation.rounding import note_of, noted
 from gap3d.evaluation.tokens import TokenSets, collection_at, of_dataset, open_tokens, worth
 from gap3d.metrics.alignment import MEASURES, TABLE_KINDS
 from gap3d.settings import Settings
@@ -184,6 +185,7 @@ def measured(row: Wanted, settings: Settings) -> tuple[Result, ShardReport]:
         with progress(total=len(row.pairs), desc=f"alignment of {row.model}", unit="pair") as bar:
             samples = measure(row.predicted, row.true, row.pairs, bar.update)
         cells = cells_of(samples, kinds, quirks=quirks, **bootstrap)
+        cells = noted(cells, note_of(row.predicted, row.true), lambda name: not name.endswith("_cls"))
         trained, label = worth(row.predicted, row.true)
         made = Result(
             table="alignment",

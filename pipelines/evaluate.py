@@ -25,15 +25,16 @@ def run(settings: Settings, _shards: Sequence[str] = ()) -> Report:
 
     Raises:
         NotReady: a training is missing, before anything is measured.
-        SystemicFault, ValueError: see the tables' programs.
+        ValueError: ``evaluation.published`` is none, before anything is measured; and see the tables' programs.
+        SystemicFault: see the tables' programs.
     """
+    evaluation_report.published_of(settings)
     for model in settings.evaluation.models:
         checkpoint_of(settings, model)
     for collection in settings.evaluation.collections:
         Store.open(settings.store, collection, settings.blobs)
     report = merge(PROGRAMS[table].run(settings) for table in settings.tables)
-    first, *others = evaluation_report.folders_of(settings)
-    say(f"wrote {evaluation_report.write(first, others)}")
+    say(f"wrote {evaluation_report.of_settings(settings)}")
     return report
 
 

@@ -1,7 +1,8 @@
 """evaluation_report: one HTML page that sets the evaluation's results beside the paper's tables, cell by cell.
 
 It shows the results of the collection, and those of evaluation.collections and evaluation.true. Numbers of the paper
-that are not transcribed here come from a file of yours (--published); gap3d/evaluation/published.toml is its form.
+that are not transcribed here come from a file of yours (--evaluation.published, or --published for short), whose form
+is that of gap3d/evaluation/published.toml.
 """
 
 import json
@@ -13,6 +14,7 @@ from gap3d.evaluation import page
 from gap3d.evaluation.page import Comparison, Picture
 from gap3d.evaluation.published import Published, bundled, with_file
 from gap3d.evaluation.result import FOLDER, TABLES, Result, find
+from gap3d.evaluation.standing import newest
 from gap3d.manifest import now
 from gap3d.parts import write_atomically
 from gap3d.settings import Settings
@@ -25,6 +27,37 @@ PAGE = "evaluation.html"
 FIGURES, ABOUT = "figures", "comparison.json"  # below the evaluation's folder: see pipelines.comparison
 PICTURE_BYTES = 22_000_000  # of the page's pictures together
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def of_settings(settings: Settings, out: Path | None = None) -> Path:
+    """Write the page that settings ask for; its path.
+
+    Args:
+        settings: the collections, and the file of published numbers.
+        out: folder of the page; None takes the collection's.
+
+    Raises:
+        NotReady: there is no such collection.
+        ValueError: see ``published_of``.
+        SystemicFault: a result is damaged.
+    """
+    first, *others = folders_of(settings)
+    return write(first, others, published_of(settings), out)
+
+
+def published_of(settings: Settings) -> Published:
+    """The paper's numbers, with those of ``evaluation.published``.
+
+    Raises:
+        ValueError: that is no file, or there is a slip in it.
+    """
+    given = settings.evaluation.published
+    if given is None:
+        return bundled()
+    path = given.expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"evaluation.published = {path} is no file: name the TOML file of published numbers")
+    return with_file(path)
 
 
 def write(
@@ -52,7 +85,7 @@ def write(
     shown = list(results.values())
     head = {"title": f"{folder.name}: the evaluation", "made": now(), "notes": notes_of(folder, shown, published)}
     album = Album(folder.parent)
-    pictures = {each.fingerprint: album.of(each.folder) for each in page.newest(shown) if each.folder}
+    pictures = {each.fingerprint: album.of(each.folder) for each in newest(shown) if each.folder}
     compared = [
         comparison(path, album) for each in folders for path in sorted((each / FOLDER / FIGURES).glob("[!.]*/"))
     ]
@@ -127,13 +160,14 @@ def folders_of(settings: Settings) -> list[Path]:
 def main() -> None:
     """The program."""
     made = parser(__doc__ or "")
-    made.add_argument("--published", type=Path, help="TOML file of published numbers, over those that are known here")
+    made.add_argument("--published", type=Path, metavar="FILE", help="short for --evaluation.published")
     made.add_argument("--out", type=Path, help="folder (default: reports in the collection's folder)")
     known, settings = parse(made)
     with sentences(made):
-        published = with_file(known.published) if known.published else bundled()
-        first, *others = folders_of(settings)
-        say(f"wrote {write(first, others, published, known.out.absolute() if known.out else None)}")
+        if known.published:
+            section = settings.evaluation.model_copy(update={"published": known.published})
+            settings = settings.model_copy(update={"evaluation": section})
+        say(f"wrote {of_settings(settings, known.out.absolute() if known.out else None)}")
 
 
 if __name__ == "__main__":

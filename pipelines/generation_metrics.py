@@ -212,7 +212,11 @@ def protocol_of(
             else "all objects of the catalog",
         },
         "generated": dict(subject.about),
-        "true": {"pictures": true.source.store.collection, "views": list(section.views)},
+        "true": {
+            "pictures": true.source.store.collection,
+            "views": list(section.views),
+            "renders": renders_of(true.source.store),
+        },
         "captions": "a prompt's own, or drawn by the evaluation's seeds (gap3d.trellis.seeds)",
         "sets": "the true set has objects that were not generated"
         if how.unpaired
@@ -230,6 +234,13 @@ def protocol_of(
         "bootstrap": {"seed": how.seed, "level": how.level, "resamples": how.resamples},
         "inputs": dict(inputs),
     }
+
+
+def renders_of(store: Store) -> dict[str, Any]:
+    """The settings that a collection's pictures were rendered with, by their digest."""
+    held = (store.manifest("renders", shard) for shard in store.shards)
+    digests = {row.inputs.get("settings", "") for each in held for row in each.rows.values() if row.part}
+    return {digest: store.settings("renders", digest) for digest in sorted(digests)}
 
 
 def checks_of(table: Table) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from gap3d.store import Store, free_bytes
 from gap3d.training.run import Stage
 from pipelines import generate, prompts
 from pipelines.command import parse, parser, refuse_job, say, sentences, stop
+from pipelines.evaluation.seen import trained_on
 from pipelines.generate import Checkpoint, trained_in
 from pipelines.job import NotReady
 
@@ -43,7 +44,7 @@ class Predictions(NamedTuple):
     Attributes:
         sets: its token sets, by the queries' keys.
         queries: what it was asked.
-        checkpoint: what it is: ``stage``, ``run``, ``step``, ``digest``, ``label``.
+        checkpoint: what it is: ``stage``, ``run``, ``step``, ``digest``, ``label``, ``trained_on``.
     """
 
     sets: TokenSets
@@ -83,7 +84,7 @@ def predictions(
     write_atomically(store.folder / "settings.json", own.model_dump_json(indent=1).encode())
     require_room(store, own, checkpoint)
     generate.run(own, store, checkpoint)
-    return Predictions(of_generated(store), queries, about(checkpoint))
+    return Predictions(of_generated(store), queries, about(checkpoint, measured))
 
 
 def checkpoint_of(settings: Settings, model: str | Path, vlm: str | None = None) -> Checkpoint:
@@ -169,12 +170,13 @@ def bytes_of(layout: TokenLayout, dtype: str) -> int:
     return 4 * layout.width + (layout.count - 1) * (layout.width * TORCH_DTYPES[dtype].itemsize + scales)
 
 
-def about(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint is, for a result."""
+def about(checkpoint: Checkpoint, measured: Store | None = None) -> dict[str, Any]:
+    """What a checkpoint is, for a result; on a collection, whether it was trained on that."""
     said = checkpoint.said.get("about", {})
     known = {name: said[name] for name in ("stage", "run", "step", "data") if name in said}
     encoder = said.get("encoder", {}).get("weights", "")
-    return {**known, "digest": checkpoint.digest, "label": checkpoint.label, "encoder": encoder}
+    seen = trained_on(known, measured, checkpoint.folder) if measured else {}
+    return {**known, "digest": checkpoint.digest, "label": checkpoint.label, "encoder": encoder, **seen}
 
 
 def table_of(queries: list[Query]) -> bytes:

@@ -27,6 +27,7 @@ from gap3d.evaluation.quirks import QUIRKS, Table, of_table
 from gap3d.evaluation.result import Result, known, save
 from gap3d.evaluation.retrieval import ROUNDED, Found, Pooled, database_of, kinds_of, measure, pool
 from gap3d.evaluation.retrieval_figure import chosen, figure, rows_of
+from gap3d.evaluation.rounding import note_of, noted
 from gap3d.evaluation.tokens import worth
 from gap3d.fingerprints import code_version, digest_of
 from gap3d.metrics.retrieval import Precision
@@ -118,7 +119,7 @@ def measured(settings: Settings, subject: Subject) -> tuple[Result, ShardReport]
         table=TABLE,
         model=subject.model,
         collection=subject.collection,
-        cells=found.cells,
+        cells=noted(found.cells, note_of(subject.predicted, subject.true), lambda name: name.startswith("patches")),
         fingerprint=fingerprint,
         trained=trained,
         label=label,

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,9 @@ from PIL import Image
 from test_dagster_model import ALIGNERS, SHORT, SMALL, check, of
 from ticks import Automation
 
-from gap3d.evaluation.result import TABLES
+from gap3d.evaluation.difference import stated
+from gap3d.evaluation.published import bundled
+from gap3d.evaluation.result import TABLES, find
 from gap3d.evaluation_settings import SHAPING, EvaluationSettings
 from pipelines import evaluate
 from pipelines.command import load_settings
@@ -250,6 +253,38 @@ def test_one_command_does_it_all_and_the_second_time_computes_nothing(place, mon
     assert Path(path).is_relative_to(place.root) and Path(path).is_file()
 
 
+def test_the_users_published_numbers_stay_in_the_report_whoever_makes_it(place, monkeypatch, capsys):
+    mine = place.root / "mine.toml"
+    mine.write_text("[tables.2.values.coco.pretrained]\ncls_r10 = 12.34")
+    own = open_place(place.root, monkeypatch, place.instance, EVALUATION__PUBLISHED=str(mine))
+    assert materialize(own.defs, place.instance, "evaluation_report").success
+    page = Path(metadata(place.instance, "evaluation_report")["page"])
+    assert "12.34" in page.read_text()
+    page.unlink()
+    evaluate.run(load_settings())
+    assert "12.34" in page.read_text()
+    mine.write_text("[tables.9]")
+    with pytest.raises(ValueError, match="no table '9'"):
+        evaluate.run(load_settings())
+    failed = materialize(own.defs, place.instance, "evaluation_report", raise_on_error=False)
+    (event,) = [each for each in failed.all_events if each.step_key == "evaluation_report" and each.is_step_failure]
+    assert "no table '9'" in event.step_failure_data.user_failure_data.description
+    mine.unlink()
+    with pytest.raises(ValueError, match=r"evaluation\.published = .* is no file"):
+        evaluate.run(load_settings())
+
+
+def test_results_state_all_that_a_difference_from_the_paper_asks_for(finished):
+    paper = bundled()
+    asked = {"alignment": ("targets", "sampler"), "retrieval": ("targets", "sampler")}
+    asked["generation"] = ("objects", "frames", "dinov2", "inception", "clip", "clip_large")
+    for table, names in asked.items():
+        for one in find(finished.root / "store" / "test", table):
+            for condition in (each for name in names for each in paper.conditions[name]):
+                assert None not in stated(one, condition.at), condition.at
+            assert re.fullmatch(r"trained on \d+ of these \d+ images", one.checkpoint["trained_on"])
+
+
 def test_without_a_training_the_command_and_the_asset_say_what_to_run(place):
     shutil.rmtree(next(place.root.glob("store/test/aligner/finetune-*")))
     with pytest.raises(NotReady, match=r"python -m pipelines\.finetune"):
@@ -264,7 +299,7 @@ def test_without_a_training_the_command_and_the_asset_say_what_to_run(place):
 
 def test_every_setting_shapes_a_table_or_is_known_to_shape_none():
     shaping = {name for names in SHAPING.values() for name in names}
-    assert shaping | {"quirks", "automatic"} == set(EvaluationSettings.model_fields)
+    assert shaping | {"quirks", "automatic", "published"} == set(EvaluationSettings.model_fields)
 
 
 CHANGED = {
@@ -275,6 +310,7 @@ CHANGED = {
     ("EVALUATION__RESAMPLES", "9"): set(METRICS),
     ("SAMPLING__GUIDANCE", "2"): set(METRICS),
     ("EVALUATION__AUTOMATIC", "true"): set(),
+    ("EVALUATION__PUBLISHED", "mine.toml"): set(),
     ("COMPUTE__WORKERS", "1"): set(),
 }
 
@@ -289,6 +325,20 @@ def test_a_changed_setting_is_seen_by_the_tables_that_it_shapes(tmp_path, monkey
     for (name, value), wanted in CHANGED.items():
         after = versions(**{name: value})
         assert {asset for asset in METRICS if before[asset] != after[asset]} == wanted, name
+
+
+def test_the_report_is_made_again_of_other_published_numbers(tmp_path, monkeypatch):
+    mine = tmp_path / "mine.toml"
+
+    def version():
+        graph = load(monkeypatch, given(tmp_path, EVALUATION__PUBLISHED=str(mine))).resolve_asset_graph()
+        return graph.get(dg.AssetKey("evaluation_report")).code_version
+
+    versions = [version()]
+    for number in (26, 27):
+        mine.write_text(f"[tables.3.values.toys4k.trellis-image]\nfd_pointnet = {number}")
+        versions.append(version())
+    assert len(set(versions)) == 3 and version() == versions[-1]
 
 
 def test_only_aligners_that_are_measured_are_waited_for(tmp_path, monkeypatch):

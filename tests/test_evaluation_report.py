@@ -31,14 +31,18 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("evaluation")
     samples = [*(Sample(f"a{n}", values={"x": 1.0}) for n in range(199)), Sample("b", Status.TIMEOUT, HOSTILE)]
     picture = grid(["a"], ["b"], [[Tile(picture=np.full((96, 96, 3), 200, np.uint8))]], "Figure 2")
-    odd = {"cls_r10": Cell(77.75, note="too <b>few</b>"), "mine": Cell(0.00012345), "patches_r10": Cell(None)}
+    odd = {
+        "cls_r10": Cell(77.75, note="too <b>few</b>"),
+        "mine": Cell(0.00012345, note=f"one; {HOSTILE}"),
+        "patches_r10": Cell(None),
+    }
     untrained = {"trained": False, "label": f"UNTRAINED: random-small {HOSTILE}"}
-    made = [result(step=step) for step in (3000, 100, 2000)]
+    made = [result(step=step, samples=199) for step in (3000, 100, 2000)]
     made += [
-        result(step=3000, quirks=("unsorted_list",)),
-        result(model="finetuned", step=50, protocol={"weights": HOSTILE}),
+        result(step=3000, quirks=("unsorted_list",), samples=199),
+        result(model="finetuned", step=50, samples=199, protocol={"weights": HOSTILE}),
         result(model=HOSTILE, cells=odd),
-        result(collection="demo", step=7, **untrained),
+        result(collection="demo", step=7, samples=199, **untrained),
         result("generation", "trellis-image", "toys4k", {"fd_pointnet": Cell(30.0, samples=1250)}),
         result("generation", "retrieved by pretrained", "toys4k", {"fd_pointnet": Cell(3.0)}, **retrieved(1, 4)),
         result("generation", "retrieved by finetuned", "toys4k", {"fd_pointnet": Cell(3.0)}, **retrieved(HOSTILE, 4)),
@@ -103,7 +107,7 @@ def test_numbers_are_those_of_the_results_files_of_the_newest_result(place, brow
     shown = line(browser, one.collection, one.model, "ours", quirks)
     for name, cell in in_json(one).items():
         text, exact = shown[name]
-        assert exact.startswith(f"{cell['value']!r}, interval {cell['low']!r} to {cell['high']!r}, 40 samples")
+        assert exact.startswith(f"{cell['value']!r}, interval {cell['low']!r} to {cell['high']!r}, 199 samples")
         assert float(text) == pytest.approx(cell["value"], abs=0.005)
 
 
@@ -141,6 +145,15 @@ def test_names_and_reasons_of_strangers_are_text_and_nothing_is_asked_of_a_netwo
     strange = line(browser, "coco", HOSTILE, "ours")
     assert "its value is not finite" in strange["cls_r10"][0] and "<b>few</b>" in strange["cls_r10"][0]
     assert strange["mine"][0] == "0.00012"
+
+
+@needs_browser
+def test_what_there_is_to_know_of_a_number_is_read_without_a_pointer(browser):
+    (cell,) = browser.driver.find_elements("css selector", '[data-table="2"] td[data-column="mine"]:has(.value)')
+    mark = cell.find_element("css selector", "sup").text.strip()
+    block = browser.driver.find_element("css selector", '[data-table="2"][data-block="coco"]')
+    notes = [each.text.split("\n") for each in block.find_elements("css selector", ".notes div")]
+    assert [mark, f"one; {HOSTILE}"] in [[name, " ".join(text)] for name, *text in notes]
 
 
 @needs_browser
@@ -262,6 +275,17 @@ def test_a_result_stands_in_the_row_of_its_model_by_any_of_its_names_and_others_
     assert not any(block["rows"] for number in ("1", "2") for block in tables[number]["blocks"] if not block["dataset"])
 
 
+def test_a_glance_stands_below_the_full_measurement_and_the_history_tells_their_samples(tmp_path):
+    for count, value in ((1250, 180.0), (5, 900.0)):
+        one = result("generation", "finetuned", "toys4k", {"fd_dinov2": Cell(value, samples=count)}, samples=count)
+        save(tmp_path / "toys4k", one, [Sample(str(number)) for number in range(count)])
+    (table,) = (each for each in data_of(write(tmp_path / "toys4k").read_text())["tables"] if each["number"] == "3")
+    block = table["blocks"][0]
+    (row,) = (each for each in block["rows"] if each["name"] == "finetuned")
+    assert [(each["samples"], each["cells"]["fd_dinov2"]["value"]) for each in row["ours"]] == [(1250, 180), (5, 900)]
+    assert [each["samples"] for each in block["history"]["rows"]] == [1250, 5]
+
+
 def test_the_same_numbers_under_two_names_are_two_rows(tmp_path):
     one = result(step=3000)
     for model in (one.model, "step 3000"):
@@ -292,5 +316,9 @@ def test_the_program_writes_the_page_and_says_what_is_wrong_with_a_file(place, t
     bad = published_file(tmp_path, "[tables.9]")
     assert run(*flags, "--collection", "demo", "--published", bad) == 1
     assert "there is no table '9'" in capsys.readouterr().err
+    good = published_file(tmp_path)
+    for flag in ("--published", "--evaluation.published"):
+        assert run(*flags, "--collection", "demo", "--out", tmp_path, flag, good) == 0
+        assert data_of((tmp_path / "evaluation.html").read_text())["head"]["added"] == good.name
     assert run(*flags, "--collection", "dmeo") == 1
     assert "no collection dmeo" in capsys.readouterr().err and not (place.root / "dmeo").exists()

@@ -16,12 +16,17 @@ function drawHead() {
   for (const note of head.notes) byId("head").append(make("p", { class: "warn note" }, note));
 }
 
-function numberCell(cell, column) {
+/** The mark of a footnote: a, b, ... z, a1, b1, ...; reasons against a comparison have numbers. */
+const letter = (place) => String.fromCharCode(97 + (place % 26)) + (place < 26 ? "" : Math.floor(place / 26));
+const placed = (all, text) => (all.includes(text) ? all.indexOf(text) : all.push(text) - 1);
+
+function numberCell(cell, column, notes) {
   if (!given(cell.value)) return make("td", { class: "absent", title: cell.note, "data-column": column.name }, cell.note || "–");
   const ends = given(cell.low) && given(cell.high) ? [cell.low, cell.high] : null;
   const exact = `${cell.value}${ends ? `, interval ${ends[0]} to ${ends[1]}` : ""}, ${plural(cell.samples, "sample")}${cell.note ? `; ${cell.note}` : ""}`;
   return make("td", { class: cell.best ? "best" : null, title: exact, "data-column": column.name },
     make("span", { class: "value" }, fixed(cell.value, column)),
+    cell.note ? make("sup", { class: "note" }, ` ${letter(placed(notes, cell.note))}`) : null,
     ends ? make("span", { class: "interval" }, ends.map((end) => fixed(end, column)).join(" to ")) : null);
 }
 
@@ -39,8 +44,7 @@ function differenceCell(cell, column, whys) {
     const kind = good === undefined || value === 0 ? null : good ? "better" : "worse";
     return make("td", { class: kind, title: String(value), ...at }, `${value < 0 ? "−" : "+"}${fixed(Math.abs(value), column)}`);
   }
-  if (!whys.includes(cell.why)) whys.push(cell.why);
-  return make("td", { class: "absent", title: cell.why, ...at }, "not compared", make("sup", {}, ` ${whys.indexOf(cell.why) + 1}`));
+  return make("td", { class: "absent", title: cell.why, ...at }, "not compared", make("sup", {}, ` ${placed(whys, cell.why) + 1}`));
 }
 
 function oursHead(result, row, block) {
@@ -52,11 +56,14 @@ function oursHead(result, row, block) {
     result.quirks.map((name) => badge(`as released: ${words(name)}`, false, name)),
     result.checks.filter((check) => !check.passed).map((check) => badge(`check failed: ${words(check.name)}`, true, check.said)),
     make("div", { class: "small" }, [given(result.step) ? `step ${number(result.step)}` : null, plural(result.samples, "sample"), failed ? `${number(failed)} failed` : null].filter(Boolean).join(" · ")),
+    row.ours.filter((other) => ["model", "collection", "quirks"].every((name) => String(other[name]) === String(result[name]))).length > 1 ? make("div", { class: "small", dir: "auto" }, [`measured ${moment(result.made)}`, ...Object.entries(result.apart).map(([name, value]) => `${words(name)} ${value}`)].join(" · ")) : null,
+    result.trained_on ? make("div", { class: "small" }, result.trained_on) : null,
     result.retrieved ? make("div", { class: "small" }, result.retrieved) : null);
 }
 
 function comparison(block) {
   const whys = [];
+  const notes = [];
   const heads = block.columns.map((column) => make("th", { scope: "col", title: [column.name, ...column.differs].join("\n") }, column.title, " ", make("span", { title: "better" }, column.arrow), column.unit ? ` (${column.unit})` : ""));
   const bodies = block.rows.map((row) => {
     const lines = [];
@@ -65,13 +72,14 @@ function comparison(block) {
     lines.push(make("tr", {}, make("th", { scope: "row", colspan: 1 }, first(row.title)), make("td", { colspan: block.columns.length, class: "absent" }, row.ours.length || !row.paper ? "" : "not measured here")));
     if (row.paper) lines.push(make("tr", { class: "paper", "data-row": row.name, "data-line": "paper" }, make("th", { scope: "row" }, "paper"), cells((column) => paperCell(row.paper[column.name], column))));
     for (const result of row.ours) {
-      lines.push(make("tr", { "data-row": row.name, "data-line": "ours", "data-quirks": result.quirks.join(" ") }, oursHead(result, row, block), cells((column) => numberCell(result.cells[column.name], column))));
+      lines.push(make("tr", { "data-row": row.name, "data-line": "ours", "data-quirks": result.quirks.join(" ") }, oursHead(result, row, block), cells((column) => numberCell(result.cells[column.name], column, notes))));
       if (block.dataset) lines.push(make("tr", { class: "difference", "data-row": row.name, "data-line": "difference", "data-quirks": result.quirks.join(" ") }, make("th", { scope: "row" }, "here − paper"), cells((column) => differenceCell(result.cells[column.name], column, whys))));
     }
     return make("tbody", {}, lines);
   });
   const shown = make("div", { class: "scroll whole" }, make("table", { class: "numbers" }, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, ""), heads)), bodies));
-  return [shown, whys.length ? make("div", { class: "reasons" }, "Not compared:", list_of(whys, "ol")) : null];
+  const told = make("dl", { class: "reasons notes" }, notes.map((note, place) => make("div", {}, make("dt", {}, letter(place)), make("dd", { dir: "auto" }, note))));
+  return [shown, notes.length ? told : null, whys.length ? make("div", { class: "reasons" }, "Not compared:", list_of(whys, "ol")) : null];
 }
 
 function failures(block) {
@@ -122,10 +130,10 @@ function drawComparisons() {
 function history(block) {
   const { rows, src } = block.history;
   if (!rows.length) return null;
-  const lines = rows.map((row) => [row.model, given(row.step) ? number(row.step) : "", row.run, row.trained ? "" : "UNTRAINED", row.quirks.join(", "), moment(row.made), ...block.columns.map((column) => (given(row.values[column.name]) ? fixed(row.values[column.name], column) : "–"))]);
+  const lines = rows.map((row) => [row.model, given(row.step) ? number(row.step) : "", row.run, row.trained ? "" : "UNTRAINED", row.quirks.join(", "), number(row.samples), moment(row.made), ...block.columns.map((column) => (given(row.values[column.name]) ? fixed(row.values[column.name], column) : "–"))]);
   const shown = make("details", { open: rows.length > 1, class: "history" }, make("summary", {}, `History: ${plural(rows.length, "result")}`),
     src ? make("img", { class: "curves", src, alt: `history of ${block.title}` }) : null,
-    table(["model", "step", "run", "", "as released", "measured at (UTC)", ...block.columns.map((column) => `${column.title} ${column.arrow}`)], lines));
+    table(["model", "step", "run", "", "as released", "samples", "measured at (UTC)", ...block.columns.map((column) => `${column.title} ${column.arrow}`)], lines));
   return shown;
 }
 
@@ -153,7 +161,7 @@ function drawTable(about) {
   byId("nav").append(make("a", { href: `#${id}` }, `Table ${about.number}`));
   byId("main").append(make("section", { id, class: "part" },
     make("h2", {}, `Table ${about.number}: ${about.title}`),
-    make("p", { class: "explain" }, about.transcribed < about.cells ? [`${about.transcribed} of ${about.cells} published cells stand here. The others are ${about.elsewhere}. Numbers of your own reading of it are added from a TOML file (`, make("code", {}, "python\u00a0-m\u00a0pipelines.evaluation_report\u00a0--published\u00a0FILE"), ")."] : "All published cells stand here."),
+    make("p", { class: "explain" }, about.transcribed < about.cells ? [`${about.transcribed} of ${about.cells} published cells stand here. The others are ${about.elsewhere}. Numbers of your own reading of it are added from a TOML file, which the setting `, make("code", {}, "evaluation.published"), " names."] : "All published cells stand here."),
     notes.length ? list_of(notes) : null,
     ...about.blocks.map((block) => drawBlock(block, about)),
     folded("How the released evaluation differs",

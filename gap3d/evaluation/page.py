@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gap3d.evaluation.difference import difference
 from gap3d.evaluation.history import arrow, columns_of, history_png, number, ordered, step_of
-from gap3d.evaluation.published import Column, Published, difference
+from gap3d.evaluation.published import Column, Published
 from gap3d.evaluation.quirks import QUIRKS
 from gap3d.evaluation.result import Cell, Result
 from gap3d.evaluation.runs import bundled
+from gap3d.evaluation.standing import apart, bests, newest, samples_of
 from gap3d.pages import document
 
 BODY = "evaluation/evaluation.html"
@@ -126,7 +128,7 @@ def table_of(
         "kind": paper.kind,
         "sheet": sheet if (sheet := f"table{name}") in bundled() else "",
         "title": paper.title,
-        "differs": paper.differs,
+        "differs": [*paper.differs, *(f"{row.title}: {each}" for row in paper.rows.values() for each in row.differs)],
         "notes": paper.notes,
         "elsewhere": published.elsewhere(name),
         "transcribed": len(held),
@@ -152,7 +154,7 @@ def block(
     last = newest(results)
     last.sort(key=lambda each: (places.get(paper.row_of(each.model), len(places)), each.model, each.quirks))
     best = bests(last, columns)
-    made = [ours(published, name, result, columns, best, pictures) for result in last]
+    made = [{**ours(published, name, result, columns, best, pictures), "apart": apart(result, last)} for result in last]
     rows: list[dict[str, Any]] = []
     for row, about in paper.rows.items() if dataset else ():
         theirs = {key: paper.value(dataset, row, key) for key, each in columns.items() if not each.absent}
@@ -178,32 +180,6 @@ def column_record(name: str, column: Column) -> dict[str, Any]:
         "arrow": arrow(column),
         **column.model_dump(include={"title", "unit", "better", "digits", "absent", "differs", "notes", "needs"}),
     }
-
-
-def newest(results: Sequence[Result]) -> list[Result]:
-    """Of each collection, model and set of quirks the last of its history: of the newest training the last step."""
-    last = {(result.collection, result.model, result.quirks): result for result in ordered(results)}
-    return list(last.values())
-
-
-def bests(results: Sequence[Result], columns: Mapping[str, Column]) -> dict[str, set[str]]:
-    """By column the fingerprints of the best results: of trained weights, and only among numbers of one thing."""
-    found: dict[str, set[str]] = {}
-    for name, column in columns.items():
-        groups: dict[tuple, dict[str, float]] = {}
-        for result in results:
-            value = number(result.cells.get(name))
-            if value is not None and result.trained and column.better:
-                badness = {"higher": -value, "lower": value, "one": abs(value - 1)}[column.better]
-                groups.setdefault((result.collection, result.quirks), {})[result.fingerprint] = badness
-        found[name] = {
-            fingerprint
-            for group in groups.values()
-            if len(group) > 1
-            for fingerprint, badness in group.items()
-            if badness == min(group.values())
-        }
-    return found
 
 
 def ours(
@@ -235,9 +211,10 @@ def ours(
         "step": step_of(result),
         "run": str(result.checkpoint.get("run", "")),
         "made": result.made_at,
-        "samples": sum(result.counts.values()),
+        "samples": samples_of(result),
         "failed": failed,
         "retrieved": retrieved(result),
+        "trained_on": str(result.checkpoint.get("trained_on", "")),
         "reasons": result.reasons,
         "checks": [
             {"name": check, "passed": passed(said), "said": readable(said)} for check, said in result.checks.items()
@@ -259,7 +236,7 @@ def retrieved(result: Result) -> str:
     if not isinstance(found, int) or not isinstance(different, int):
         return ""
     objects = "object" if different == 1 else "objects"
-    return f"true object found {found:,} of {sum(result.counts.values()):,}, {different:,} different {objects}"
+    return f"true object found {found:,} of {samples_of(result):,}, {different:,} different {objects}"
 
 
 def passed(said: Mapping[str, Any]) -> bool:
@@ -315,6 +292,7 @@ def history(results: Sequence[Result], columns: Mapping[str, Column], title: str
             "made": result.made_at,
             "trained": result.trained,
             "quirks": result.quirks,
+            "samples": samples_of(result),
             "values": {name: number(result.cells.get(name)) for name in columns},
         }
         for result in ordered(results)

@@ -1,25 +1,32 @@
-"""What the paper published, cell by cell, and when a number of ours may be set against it (docs/method.md 8 and 9)."""
+"""What the paper published, cell by cell, and what a number of ours has to be of (docs/method.md 8 and 9)."""
 
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from gap3d.evaluation.quirks import QUIRKS, Table
-from gap3d.evaluation.result import Result
 from gap3d.section import Section
 
 FILE = "published.toml"
-CAPTIONS = ("drawn", "longest", "all")  # queries.Which, whose module brings torch
-LOST = 0.01  # share of the samples that may have no number: published ones have lost some too, nobody says how many
 Better = Literal["higher", "lower", "one", ""]
+
+
+class Condition(Section):
+    """What a result has to state, for its numbers to be of one thing with published ones."""
+
+    at: str
+    """Where it states it: names joined by points, from ``protocol``, ``settings`` or ``checks``; * is every name."""
+    values: Annotated[tuple[Any, ...], Field(min_length=1)]
+    """What may stand there, texts as patterns; the first is the paper's."""
+    what: str
+    """What it is, for people."""
 
 
 class Column(Section):
@@ -47,6 +54,8 @@ class Column(Section):
     """Why the paper has no such column; empty where it has."""
     needs: tuple[str, ...] = ()
     """Quirks that a result must have for its difference from the paper to mean anything."""
+    conditions: tuple[str, ...] = ()
+    """Of what else its number has to be, by name."""
     differs: tuple[str, ...] = ()
     """How the released evaluation measures it."""
     notes: tuple[str, ...] = ()
@@ -60,6 +69,10 @@ class Row(Section):
     """As it is shown; a model of ours of that name is this row."""
     names: tuple[str, ...] = ()
     """Patterns of other names of it, in small letters."""
+    conditions: tuple[str, ...] = ()
+    """Of what a result of that row has to be, by name."""
+    differs: tuple[str, ...] = ()
+    """How the released evaluation does this row otherwise."""
 
     def holds(self, model: str) -> bool:
         """Whether a model of ours of this name is this row."""
@@ -74,14 +87,21 @@ class Dataset(Section):
     """As it is shown."""
     collections: tuple[str, ...]
     """Patterns of the names of collections of ours that hold it."""
+    others: tuple[str, ...] = ()
+    """Patterns of those among them that hold something else."""
     samples: int | None = None
     """How many there were, where that is known."""
+    database: int | None = None
+    """Among how many images was sought, where that is known."""
+    lost: float = 0.01
+    """Share of them that may lack: published numbers have lost some too, and nobody says how many."""
     captions: str = ""
     """Which of an image's were asked for (``queries.Which``); empty where that is no matter."""
 
     def holds(self, collection: str) -> bool:
         """Whether a collection of ours is this dataset."""
-        return any(fnmatchcase(collection, pattern) for pattern in self.collections)
+        held, other = (any(fnmatchcase(collection, each) for each in some) for some in (self.collections, self.others))
+        return held and not other
 
 
 class PaperTable(Section):
@@ -95,6 +115,8 @@ class PaperTable(Section):
     """How the released evaluation differs in all columns."""
     notes: tuple[str, ...] = ()
     """What else to know of it."""
+    conditions: tuple[str, ...] = ()
+    """Of what all of its numbers have to be, by name."""
     datasets: dict[str, Dataset]
     """By name."""
     rows: dict[str, Row]
@@ -122,6 +144,8 @@ class Published(Section):
 
     source: str
     """Where they are published."""
+    conditions: dict[str, tuple[Condition, ...]]
+    """What a number can be asked to be of, by name."""
     tables: dict[str, PaperTable]
     """By number."""
     added: str = ""
@@ -147,6 +171,12 @@ def bundled() -> Published:
         check(made, number, paper.values, FILE)
         if unknown := {name for column in paper.columns.values() for name in column.needs} - set(QUIRKS):
             raise ValueError(f"{FILE}: quirks {', '.join(sorted(unknown))} are unknown")
+        asked = [*paper.conditions]
+        for row in paper.rows.values():
+            asked += row.conditions
+        for column in paper.columns.values():
+            asked += column.conditions
+        known(dict.fromkeys(asked), made.conditions, f"{FILE}: there is no condition")
     return made
 
 
@@ -220,60 +250,3 @@ def mapping(value: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{place} is {value!r}: a table of names is wanted there")
     return value
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Ours less the published number, or why there is none.
-
-    Attributes:
-        value: None where the two are not of one thing, or one of them is missing.
-        why: in words; empty where there is a value.
-    """
-
-    value: float | None
-    why: str = ""
-
-
-def difference(published: Published, number: str, name: str, result: Result) -> Difference:
-    """Set one number of a result against the paper's.
-
-    Args:
-        published: the paper's numbers.
-        number: of its table.
-        name: of the column.
-        result: ours.
-    """
-    paper = published.tables[number]
-    column, dataset, row = paper.columns.get(name), paper.dataset_of(result.collection), paper.row_of(result.model)
-    if column is None or column.absent:
-        return Difference(None, column.absent if column else "The paper has no such column.")
-    if not dataset:
-        return Difference(None, f"{result.collection} is none of the paper's datasets.")
-    if not row:
-        return Difference(None, "The paper has no such row.")
-    cell = result.cells.get(name)
-    if cell is None or cell.value is None or not math.isfinite(cell.value):
-        return Difference(None, f"Ours is missing: {(cell.note if cell else '') or 'not measured'}.")
-    if not result.trained:
-        return Difference(None, "Ours is of UNTRAINED weights and means nothing.")
-    if missing := [quirk for quirk in column.needs if quirk not in result.quirks]:
-        did = "; it ".join(QUIRKS[quirk].sentence for quirk in missing)
-        return Difference(
-            None,
-            f"They are not of one thing: the released evaluation {did}. "
-            f"To compare, measure with evaluation.quirks {', '.join(missing)}.",
-        )
-    asked, captions = result.protocol.get("captions"), paper.datasets[dataset].captions
-    if captions and asked in CAPTIONS and asked != captions:
-        return Difference(None, f"Ours is of other captions ({asked}) than the published number ({captions}).")
-    wanted, measured = paper.datasets[dataset].samples, sum(result.counts.values())
-    if wanted is not None and measured != wanted:
-        return Difference(None, f"Ours is of {measured:,} samples, the published number of {wanted:,}.")
-    good = result.counts.get("ok", 0)
-    if good < (1 - LOST) * measured:
-        return Difference(None, f"Ours is of {good:,} of {measured:,} samples: the others failed, see its reasons.")
-    theirs = paper.value(dataset, row, name)
-    if theirs is None:
-        return Difference(None, f"The published number is {published.elsewhere(number)}.")
-    return Difference(cell.value - theirs)

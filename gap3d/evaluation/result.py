@@ -91,7 +91,8 @@ class Result:
         fingerprint: of all that the numbers depend on.
         trained: whether all that made and measured it is trained; else the numbers mean nothing.
         label: what is untrained, loudly; else "trained", or that nobody says so.
-        checkpoint: of the aligner (``stage``, ``run``, ``step``, ``digest``); empty for other models.
+        checkpoint: of the aligner (``stage``, ``run``, ``step``, ``digest``, and ``trained_on`` where it was trained on
+            what it is measured on); empty for other models.
         quirks: of the released evaluation, by name.
         protocol: seeds, steps, extractors, sources: all that is needed to repeat it.
         checks: what was found to hold: name to whether it passed, and the numbers.

@@ -50,7 +50,8 @@ class TokenSets:
         failures: by key, why a set can't be had: those that are known to have failed, and those that ``read`` and
             ``batches`` were asked for and did not find, or found damaged or not finite.
         description: ``source`` (generated, dataset or shards), ``name``, ``digest`` of the content, ``label``,
-            ``trained`` and ``normalised`` (None where nobody says), and what the makers say of themselves.
+            ``trained`` and ``normalised`` (None where nobody says), ``stored`` (number format of the patches in parts
+            of this package), and what the makers say of themselves.
     """
 
     def __init__(self, rows: Rows, description: Mapping[str, Any], failures: Mapping[str, Failure]) -> None:
@@ -58,7 +59,12 @@ class TokenSets:
         self.keys = rows.keys
         self.shapes = {kind: rows.shapes[kind] for kind in KINDS if kind in rows.shapes}
         self.failures = dict(failures)
-        about = {"sets": len(self.keys), "tokens": {kind: list(shape) for kind, shape in self.shapes.items()}}
+        about: dict[str, Any] = {
+            "sets": len(self.keys),
+            "tokens": {kind: list(shape) for kind, shape in self.shapes.items()},
+        }
+        if isinstance(rows, TargetSets):
+            about["stored"] = rows.about["tokens"]["patches"].get("dtype", "")
         self.description: dict[str, Any] = {**description, **about}
         self._there = set(self.keys)
 

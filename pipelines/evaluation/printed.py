@@ -15,6 +15,8 @@ def heading(result: Result, unit: str) -> list[str]:
     """
     good, total = result.counts.get("ok", 0), sum(result.counts.values())
     made = [f"{result.model} on {result.collection}: {good} of {total} {unit}; {result.label}"]
+    if seen := result.checkpoint.get("trained_on"):
+        made.append(f"  {seen}")
     if result.quirks:
         made.append(f"  as the released evaluation does it: {', '.join(result.quirks)}")
     if any(cell.low is not None for cell in result.cells.values()):

@@ -78,7 +78,7 @@ def subject(settings: Settings, model: str, true: TrueObjects) -> Subject:
         pairs=[*pairs, *lost],
         side=true.side,
         captions={key: asked.caption for key, asked in true.asked.items()},
-        checkpoint=about(checkpoint),
+        checkpoint=about(checkpoint, true.base),
         untrained=untrained,
         about=described,
     )

@@ -27,10 +27,11 @@ from gap3d.store import Store
 from gap3d.trellis.seeds import caption_of
 from pipelines import catalog, downloads
 from pipelines.around import parent_of
-from pipelines.command import open_store, require_catalog, resolved
+from pipelines.command import open_store, require_catalog
 from pipelines.evaluation import pictured, retrieved
 from pipelines.evaluation.objects import Subject, TrueObjects, featured, from_all_around, paired, settings_in
 from pipelines.evaluation.references import Picture
+from pipelines.evaluation.seen import trained_on
 from pipelines.predictions import checkpoint_of
 from pipelines.report import Report, merge
 from pipelines.trellis import METHODS, stage_of
@@ -175,6 +176,7 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
             said = sets.description.get("aligner", {}).get("about", {})
             known = {each: said[each] for each in ("stage", "run", "step", "data") if each in said}
             checkpoint = {**known, "digest": sets.description["checkpoint"], "label": sets.description["label"]}
+            checkpoint |= trained_on(known, true.base)
     return Subject(
         model=model or f"{name}: {method}",
         pairs=paired(true, chosen, NOT_TRIED),
@@ -253,7 +255,7 @@ def of_meshes(settings: Settings, place: str, model: str, true: TrueObjects) -> 
     store = open_store(own)
     # The folder may be another one than at the last time: what is unchanged is known by its size and time.
     taken = merge([catalog.run(own), downloads.run(own, store.shards)])
-    write_atomically(store.folder / "settings.json", resolved(own).model_dump_json(indent=1).encode())
+    write_atomically(store.folder / "settings.json", own.model_dump_json(indent=1).encode())
     made, report = of_meshes_in(settings, store, model or root.name, true)
     return made, merge([taken, report])
 
