@@ -1,9 +1,11 @@
 """The data assets: catalog, downloads, views, renders, or images in their place; targets, dataset."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from pydantic import BaseModel
 
 from assets_defs import events
 from assets_defs.automation import AFTER_TARGETS, FIRST, FIRST_HOP, ON_CHANGE, ON_NEW_VERSION, WHEN_SETTLED
@@ -25,13 +27,25 @@ def version(stage: str, *parts: str) -> str:
     return fingerprints.digest_of([fingerprints.code_version(stage), *parts])[:16]
 
 
+def where_it_lies(section: BaseModel) -> str:
+    """Digest of settings that name files: a store that is copied with the files beside it has the same."""
+
+    def seen_from_there(value: Any) -> Any:
+        if isinstance(value, Path):
+            beside = SETTINGS.store.parent
+            return str(value.relative_to(beside) if value.is_relative_to(beside) else value)
+        if isinstance(value, dict):
+            return {name: seen_from_there(each) for name, each in value.items()}
+        return [seen_from_there(each) for each in value] if isinstance(value, tuple | list) else value
+
+    return fingerprints.digest_of(seen_from_there(section.model_dump()))
+
+
 @dg.asset(
     group_name="objects",
     kinds={"python", "parquet"},
     owners=OWNERS,
-    code_version=version(
-        "catalog", fingerprints.settings_digest(SETTINGS.source), fingerprints.settings_digest(SETTINGS.catalog)
-    ),
+    code_version=version("catalog", where_it_lies(SETTINGS.source), where_it_lies(SETTINGS.catalog)),
     automation_condition=ON_NEW_VERSION,
     check_specs=events.check_specs("catalog"),
     pool="catalog",
@@ -168,9 +182,7 @@ def views_and_renders(context: dg.AssetExecutionContext, compute: Compute) -> It
     group_name="images",
     kinds={"python", "ray"},
     owners=OWNERS,
-    code_version=version(
-        "images", fingerprints.settings_digest(SETTINGS.images), fingerprints.settings_digest(SETTINGS.catalog)
-    ),
+    code_version=version("images", where_it_lies(SETTINGS.images), where_it_lies(SETTINGS.catalog)),
     automation_condition=FIRST,
     check_specs=events.check_specs("images"),
     pool="images",

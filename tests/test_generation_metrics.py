@@ -229,7 +229,7 @@ def test_a_folder_of_strangers_is_a_sentence(toys, tmp_path):
     ],
 )
 def test_objects_that_are_not_there_are_a_sentence_before_anything_is_rendered(toys, spec, words):
-    settings = settings_of(toys[0], true="not there either")
+    settings = settings_of(toys[0], true="not-there-either")
     with pytest.raises(ValueError, match=words):
         of_objects(settings, spec, "")
 
@@ -381,4 +381,4 @@ def test_results_lie_with_the_objects_whose_renders_from_all_around_are_the_true
 
 def test_a_model_that_is_not_trained_is_a_sentence(toys):
     with pytest.raises(NotReady, match=r"pipelines\.pretrain"):
-        generation_metrics.run(settings_of(toys[0], true="not there either", models=("pretrained",)))
+        generation_metrics.run(settings_of(toys[0], true="not-there-either", models=("pretrained",)))
