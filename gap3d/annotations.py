@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from gap3d.catalog import CAPTION_BYTES
+from gap3d.section import absolute
 from gap3d.settings import SourceSettings
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def annotation_tables(source: SourceSettings) -> list[Path]:
     if source.kind == "tables":
         return checked(source.tables, "source.tables")
     found = []
-    folder = source.annotations.expanduser().absolute()
+    folder = absolute(source.annotations)
     for origin in source.origins:
         name = f"{origin}/{origin}.parquet"
         if not (folder / name).is_file():

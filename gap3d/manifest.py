@@ -28,6 +28,10 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+class Newer(ValueError):
+    """A newer version of this program wrote it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
     """One row of a manifest: what became of a key, from what, and where its data lies."""
@@ -201,7 +205,10 @@ def parse(source: Path | BinaryIO, path: str, stage: str, shard: str) -> Manifes
         words = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged ({words}): remove its folder and run the stage again") from error
     if head["schema_version"] > SCHEMA_VERSION:
-        raise ValueError(f"{path} has schema version {head['schema_version']}, this program reads {SCHEMA_VERSION}")
+        raise Newer(
+            f"{path} has schema version {head['schema_version']}, this program reads {SCHEMA_VERSION}: a newer one "
+            "wrote it, use that"
+        )
     rows = {}
     for record in table.to_pylist():
         for name in ("inputs", "limits", "costs"):

@@ -153,6 +153,8 @@ def size_of(value: Any) -> int:
     """Bytes of a cell, near enough to bound a part."""
     if isinstance(value, np.ndarray):
         return value.nbytes
+    if isinstance(value, list):
+        return 8 * len(value)
     return len(value) if isinstance(value, bytes | bytearray | memoryview | str) else 16
 
 

@@ -331,6 +331,23 @@ SCHEMAS = {
 }
 
 
+def program_of(stage: str) -> str:
+    """The command that makes the rows of a stage; empty where this version knows no such stage."""
+    if stage not in SCHEMAS:
+        return ""
+    if stage in ("clouds", "features-pointnet"):
+        name = "cloud_features"
+    elif stage.startswith("features-"):
+        name = "picture_features"
+    elif stage.startswith("shapes-"):
+        name = "trellis"
+    elif stage in ("images", "image_text", "coco", "prompts"):
+        name = stage
+    else:
+        name = "generate" if stage == "generated" else "line"
+    return f"python -m pipelines.{name}"
+
+
 def schema_of(stage: str, columns: pa.Schema, compression: Compression) -> StageSchema:
     """The schema that a part was written with.
 

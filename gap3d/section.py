@@ -8,6 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """What can name a collection."""
+KNOWN_WEIGHTS = ("point-e", "torchvision")
+"""What names weights that the program knows, whatever lies in the folder where it runs."""
 NOT_COLLECTIONS = ("blobs", "samples")  # folders of a store
 
 
@@ -18,14 +20,31 @@ class Section(BaseModel):
 
 
 def absolute(path: Path) -> Path:
-    """A path that holds anywhere: neither a job nor a worker on another node runs in the caller's folder."""
-    return path.expanduser().absolute()
+    """A path that holds anywhere: neither a job nor a worker on another node runs in the caller's folder.
+
+    Raises:
+        ValueError: it is of a user whom nobody knows.
+    """
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{path} can't be found: {error}") from error
+
+
+def of_home(path: Path) -> Path:
+    """The same, but below ``~`` as it is: for everybody who runs it, and nothing is asked where it is not used."""
+    return path if path.parts[:1] == ("~",) else absolute(path)
 
 
 def of_weights(named: str) -> str:
     """A file or folder that is there, absolute; anything else, such as a hub id, as it is."""
-    path = Path(named).expanduser()
-    return str(path.absolute()) if named and path.exists() else named
+    if not named or named in KNOWN_WEIGHTS or named.startswith("random-small"):
+        return named
+    try:
+        path = absolute(Path(named))
+        return str(path) if path.exists() else named
+    except OSError:  # longer than a file's name can be
+        return named
 
 
 def of_folder(place: str) -> str:
@@ -47,6 +66,7 @@ def of_collection(name: str) -> str:
 
 
 Place = Annotated[Path, AfterValidator(absolute)]
+HomePlace = Annotated[Path, AfterValidator(of_home)]
 Weights = Annotated[str, AfterValidator(of_weights)]
 Folder = Annotated[str, AfterValidator(of_folder)]
 Collection = Annotated[str, AfterValidator(of_collection)]

@@ -15,7 +15,7 @@ from gap3d.aligner_settings import AlignerSettings, FinetuningSettings, Sampling
 from gap3d.evaluation.quirks import Table
 from gap3d.evaluation_settings import EvaluationSettings
 from gap3d.image_settings import CocoSettings, ImageSettings, ImageTextSettings
-from gap3d.section import Collection, Folder, Place, Section, Weights
+from gap3d.section import Collection, Folder, HomePlace, Place, Section, Weights
 
 GIB = 1024**3
 RANDOM_ENCODERS = ("random-small", "random-small-dinov3")
@@ -40,7 +40,7 @@ class SourceSettings(Section):
     """tables: CSV or Parquet files with columns fileIdentifier, source, license, fileType, sha256, metadata."""
     origins: Annotated[tuple[Origin, ...], Field(min_length=1)] = ("github", "sketchfab", "thingiverse", "smithsonian")
     """objaverse: which of Objaverse-XL's sources objects are taken from."""
-    annotations: Place = Field(default=Path("~/.objaverse"), validate_default=True)
+    annotations: HomePlace = Path("~/.objaverse")
     """objaverse: folder of the annotations, in the layout of the objaverse package; downloaded where absent."""
     revision: str = "main"
     """objaverse: hub revision (commit, branch or tag) of the annotations."""

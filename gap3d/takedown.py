@@ -20,6 +20,7 @@ from gap3d.exports import pieces
 from gap3d.lease import lease
 from gap3d.manifest import Manifest
 from gap3d.parts import write_atomically
+from gap3d.schemas import program_of
 from gap3d.settings import ComputeSettings
 from gap3d.store import Store
 
@@ -153,9 +154,10 @@ def rewrite(store: Store, objects: Mapping[str, str], compute: ComputeSettings) 
             held = store.manifest(seen.stage, seen.shard)
             live = {key.partition("/")[0] for key, row in held.rows.items() if row.part} & set(objects)
             if live:
+                program = program_of(held.stage)
+                todo = f"run `{program}`, then gc again" if program else f"no program here knows it: remove {folder}"
                 raise ValueError(
-                    f"{held.stage} of shard {held.shard} still has {len(live)} denied objects, e.g. {min(live)}: "
-                    "run `python -m pipelines.line`, then gc again"
+                    f"{held.stage} of shard {held.shard} still has {len(live)} denied objects, e.g. {min(live)}: {todo}"
                 )
             parts = [path.name for path in holders(folder, held, objects) if path.name in held.parts]
             if parts:

@@ -241,8 +241,15 @@ def as_job(
     """
     from pipelines.ray_job import JobFailed, submit  # it sets Ray's environment: for those alone that submit
 
+    def show(text: str) -> None:
+        try:
+            say(text)
+            sys.stdout.flush()
+        except BrokenPipeError:  # ``head`` has seen enough, and the job goes on
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+
     try:
-        proof = submit(module, settings, shards, f"gap3d-{uuid.uuid4().hex[:8]}-{module}", say)
+        proof = submit(module, settings, shards, f"gap3d-{uuid.uuid4().hex[:8]}-{module}", show)
     except JobFailed as failed:
         made.exit(failed.code, f"{made.prog}: {failed.reason}\n")
     if report:

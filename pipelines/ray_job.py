@@ -81,9 +81,12 @@ def submit(
             "start it there, or set compute.mode = inline"
         ) from error
     # Exec: a stop of the job then reaches the program itself and not a shell around it.
-    job = client.submit_job(
-        entrypoint=f"exec {shlex.join(words)}", submission_id=name, metadata={"collection": settings.collection}
-    )
+    try:
+        job = client.submit_job(
+            entrypoint=f"exec {shlex.join(words)}", submission_id=name, metadata={"collection": settings.collection}
+        )
+    except (OSError, RuntimeError, RayError) as error:
+        raise JobFailed(f"Ray at {settings.compute.address} takes no job: {str(error).splitlines()[0]}") from error
     on_log(f"Ray job {job} on {settings.compute.address}")
     seen, missed, text = 0, 0, ""
     try:
@@ -93,10 +96,13 @@ def submit(
                 status = told.status
                 text = str(client.get_job_logs(job))
                 missed = 0
-            except (OSError, RuntimeError):  # the dashboard is busy or restarts: the job goes on without it
+            except (OSError, RuntimeError) as error:  # the dashboard is busy or restarts: the job goes on without it
                 missed += 1
                 if missed > MISSES:
-                    raise
+                    raise JobFailed(
+                        f"Ray at {settings.compute.address} says nothing of job {job} any more ({error}); "
+                        f"it may go on: ray job status {job}"
+                    ) from error
                 time.sleep(POLL_S)
                 continue
             end = len(text) if status.is_terminal() else text.rfind("\n") + 1
@@ -106,13 +112,19 @@ def submit(
             if status.is_terminal():
                 break
             time.sleep(POLL_S)
+    except JobFailed:
+        raise
     except BaseException:
-        stop(client, job)
+        try:
+            stop(client, job)
+        except (OSError, RuntimeError) as error:
+            log.error("Ray job %s could not be stopped (%s): ray job stop %s", job, error, job)  # noqa: TRY400
         raise
     if status is not JobStatus.SUCCEEDED or not report.exists():
         tail = "\n".join([*shown(text).splitlines()[-8:], f"All of them: ray job logs {job}"])
         code = told.driver_exit_code or 1
-        raise JobFailed(f"Ray job {job} ended as {status}", tail, code if code > 0 else 1)  # below 0: by a signal
+        why = f" ({told.message})" if told.message else ""
+        raise JobFailed(f"Ray job {job} ended as {status}{why}", tail, code if code > 0 else 1)  # below 0: by a signal
     return Report.load(report)
 
 

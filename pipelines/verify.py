@@ -4,8 +4,11 @@ Says what to remove where a part is damaged; tells rows by stage, and mean, vari
 """
 
 import shlex
+from collections.abc import Sequence
 
+from gap3d import manifest
 from gap3d.audit import audit
+from gap3d.schemas import program_of
 from gap3d.settings import Settings
 from gap3d.store import ALL, Store
 from pipelines import coco, image_text, images
@@ -26,6 +29,13 @@ def audited(store: Store, settings: Settings) -> list[str]:
     return found.faults
 
 
+def advice(program: str, folders: Sequence[str]) -> str:
+    """What to do about damaged shards of the stages that one program makes."""
+    if not program:
+        return f"{', '.join(folders)}: this version knows no such stage, so only what wrote it can mend it"
+    return f"to mend: {shlex.join(['rm', '-r', *folders])}, then run `{program}` again"
+
+
 def main() -> None:
     """The program; exit code 1 where something is damaged."""
     made = parser(__doc__ or "")
@@ -33,21 +43,26 @@ def main() -> None:
     with sentences(made):
         store = open_store(settings)
         require_catalog(store, or_without=True)
-        parts, damaged = 0, []
+        parts, unread = 0, 0
+        damaged: dict[str, list[str]] = {}  # folders by the program that makes them again
         for stage, shard in store.committed_shards():  # also of stages that this version does not know
             try:
                 held = store.committed(stage, shard)
                 found, parts = store.verify(held), parts + len(held.parts)
+            except manifest.Newer as error:
+                say(str(error))
+                unread += 1
+                continue
             except ValueError as error:
                 found = [str(error)]
             if found:
                 say(*found)
-                damaged.append(str(store.shard(stage, shard)))
-        faults = [] if damaged else audited(store, settings)
+                damaged.setdefault(program_of(stage), []).append(str(store.shard(stage, shard)))
+        faults = [] if damaged or unread else audited(store, settings)
         tars = [fault for stage in (image_text, coco, images) for fault in stage.damaged(settings, store)]
-        say(*tars, f"{parts} parts read, {len(damaged)} shards damaged")
-        if damaged:
-            made.exit(1, f"to mend: {shlex.join(['rm', '-r', *damaged])}, then run the line again\n")
+        say(*tars, f"{parts} parts read, {sum(len(each) for each in damaged.values())} shards damaged")
+        if damaged or unread:
+            made.exit(1, "".join(f"{advice(program, folders)}\n" for program, folders in damaged.items()))
         if tars:
             made.exit(1, "then run `python -m pipelines.image_text`, `pipelines.coco` or `pipelines.images` again\n")
         if faults:

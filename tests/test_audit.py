@@ -70,6 +70,28 @@ def test_verify_reads_every_part_that_was_committed_whatever_its_stage(tmp_path,
     assert all(f"{path.relative_to(store.folder)}: " in said and str(path.parent) in said for path in paths)
 
 
+def test_verify_says_which_program_mends_a_stage_and_never_to_remove_what_a_newer_version_wrote(
+    tmp_path, monkeypatch, capsys
+):
+    settings = small(tmp_path / "store", tmp_path / "objects", catalog={"shards": 1})
+    store = open_store(settings)
+    for stage in ("newer", "shapes-gap3d", "strange"):
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, "SCHEMA_VERSION", 99 if stage == "newer" else manifest.SCHEMA_VERSION)
+            write(store, {f"{index:03d}": stage * 200 for index in range(50)}, TOGETHER)
+            (store.folder / "plain").rename(store.folder / stage)
+    for stage in ("shapes-gap3d", "strange"):
+        path = only_part(store, store.committed(stage, "0"))
+        path.write_bytes(flipped(path.read_bytes(), path.stat().st_size // 2))
+    code, said = run_verify(settings, tmp_path, monkeypatch, capsys)
+    assert code == 1 and "2 parts read, 2 shards damaged" in said
+    assert "schema version 99, this program reads" in said
+    removed = [words for words in said.splitlines() if words.startswith("to mend: rm -r ")]
+    shapes = store.shard("shapes-gap3d", "0")
+    assert removed == [f"to mend: rm -r {shapes}, then run `python -m pipelines.trellis` again"]
+    assert f"{store.shard('strange', '0')}: this version knows no such stage" in said
+
+
 def run_verify(settings, tmp_path, monkeypatch, capsys):
     """(exit code, what the program said)."""
     preset = tmp_path / "resolved.json"
