@@ -36,6 +36,7 @@ from pipelines.evaluation import printed, retrieved
 from pipelines.evaluation.objects import Subject, TrueObjects, true_objects
 from pipelines.evaluation.references import references
 from pipelines.evaluation.sources import require, subject_of
+from pipelines.evaluation.stated import renders_of
 from pipelines.predictions import checkpoint_of
 from pipelines.report import Report, ShardReport, merge
 from pipelines.trellis import METHODS, stage_of
@@ -86,7 +87,10 @@ def of_objects(settings: Settings, spec: str, model: str) -> tuple[list[Result],
 
 
 def shaped(settings: Settings, true: TrueObjects) -> Iterator[str]:
-    """What TRELLIS made of these very prompts, in any collection of the store; what is left out is told in the log."""
+    """What TRELLIS made of these prompts, in any collection of the store; what is left out is told in the log.
+
+    A prompt is known by its object and caption, whatever was appended to it: the result tells the suffix.
+    """
     wanted = {key: (asked.index, asked.caption_index) for key, asked in true.asked.items()}
     for folder in sorted({path.parent for path in settings.store.glob(f"*/{stage_of('*')}") if path.is_dir()}):
         store = Store.open(settings.store, folder.name, settings.blobs)
@@ -167,12 +171,13 @@ def measured(
 
 
 def inputs_of(true: TrueObjects, subject: Subject) -> dict[str, Any]:
-    """Digests of all that the numbers depend on, beside the settings of measuring."""
+    """Digests of all that the numbers depend on, or that says how they were made, beside the settings of measuring."""
     pairs = sorted(subject.pairs, key=lambda pair: pair.key)
     made = [pair.generated for pair in pairs if pair.failure is None]
     return {
         "pairs": digest_of([[each.key, each.generated, str(each.failure or ""), dict(each.values)] for each in pairs]),
         "checkpoint": subject.checkpoint.get("digest", ""),
+        "made": digest_of({name: subject.about.get(name) for name in ("shapes", "prompts", "renders")}),
         "captions": digest_of(dict(subject.captions)),
         "pictures": digest_of({key: picture.digest for key, picture in subject.pictures.items()}),
         "true": {name: rows.digest([pair.key for pair in pairs]) for name, rows in true.side.items()},
@@ -234,13 +239,6 @@ def protocol_of(
         "bootstrap": {"seed": how.seed, "level": how.level, "resamples": how.resamples},
         "inputs": dict(inputs),
     }
-
-
-def renders_of(store: Store) -> dict[str, Any]:
-    """The settings that a collection's pictures were rendered with, by their digest."""
-    held = (store.manifest("renders", shard) for shard in store.shards)
-    digests = {row.inputs.get("settings", "") for each in held for row in each.rows.values() if row.part}
-    return {digest: store.settings("renders", digest) for digest in sorted(digests)}
 
 
 def checks_of(table: Table) -> dict[str, Any]:

@@ -217,11 +217,16 @@ class Plan:
         return views[chosen], chosen, "png"
 
     @property
+    def digest(self) -> str:
+        """Of what is wanted; the store keeps that under it."""
+        return fingerprints.digest_of(asdict(self.wanted))
+
+    @property
     def common(self) -> dict[str, str]:
         """The parts of every row's fingerprint that are the same."""
         return {
             "model": self.installation.model,
-            "wanted": fingerprints.digest_of(asdict(self.wanted)),
+            "wanted": self.digest,
             "code": fingerprints.code_version(STAGE),
         }
 
@@ -248,6 +253,7 @@ def run(plan: Plan, settings: Settings) -> Report:
     """Bring the objects up to date, and remove those whose prompts are gone."""
     if not settings.compute.encoder_gpus:  # one TRELLIS, on the GPU that this process sees
         settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"workers": 0})})
+    plan.store.save_settings(plan.stage, plan.digest, asdict(plan.wanted))
     report = run_job(plan.job(settings), plan.store, settings, plan.store.shards)
     names = {name_of(key) for shard in plan.store.shards for key in plan.store.manifest(plan.stage, shard).rows}
     discard(plan.store.folder, plan.method, names)

@@ -39,6 +39,15 @@ STATED = {
     "generation": {
         "generated": {
             "kind": "shapes-gap3d",
+            "shapes": {
+                "0": {
+                    "model": "microsoft/TRELLIS-image-large",
+                    "resolution": 512,
+                    "black": False,
+                    "ssaa": {"4": 1, "8": 4, "20": 4},
+                }
+            },
+            "prompts": {"suffix": "", "other_texts": 0},
             "tokens": {"sampling": {"steps": 50, "guidance": 3.0, "interval": [0.0, 1.0], "method": "euler"}},
         },
         "objects": {"shuffle": 42},
@@ -63,12 +72,13 @@ def stating(table, **fields):
 
 def stated(table, model):
     """What a result of a model states that is measured as the paper's."""
+    if table != "generation":
+        return stating(table)
+    said = STATED[table]["generated"]
     kind = model if model in ("trellis-image", "trellis-text") else "gap3d"
-    return (
-        stating(table, generated={**STATED[table]["generated"], "kind": f"shapes-{kind}"})
-        if (table == "generation")
-        else stating(table)
-    )
+    weights = "microsoft/TRELLIS-text-xlarge" if kind == "trellis-text" else "microsoft/TRELLIS-image-large"
+    shapes = {"0": {**said["shapes"]["0"], "model": weights}}
+    return stating(table, generated={**said, "kind": f"shapes-{kind}", "shapes": shapes})
 
 
 def result(table="retrieval", model="pretrained", collection="coco", cells=None, *, step=None, samples=40, **fields):

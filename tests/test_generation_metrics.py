@@ -4,7 +4,7 @@ import io
 import json
 import math
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,9 @@ from test_trellis import plan_of
 
 from gap3d.aligner.model import build_aligner
 from gap3d.aligner_settings import AlignerSettings
+from gap3d.evaluation.difference import is_asked, stated
 from gap3d.evaluation.generation import Pair, measure
+from gap3d.evaluation.published import bundled
 from gap3d.evaluation.result import find
 from gap3d.evaluation.views import AROUND
 from gap3d.evaluation_settings import EvaluationSettings
@@ -34,17 +36,20 @@ from gap3d.settings import Limits
 from gap3d.store import Store
 from gap3d.transforms import transforms
 from gap3d.trellis.seeds import caption_of
+from gap3d.trellis.turntable import Turntable
 from pipelines import generation_metrics, prompts, trellis
 from pipelines.around import FROM
 from pipelines.evaluation.measured import homes
 from pipelines.evaluation.objects import true_objects
 from pipelines.evaluation.references import Picture, references
 from pipelines.evaluation.sources import pictures_of, require, texts_of
+from pipelines.evaluation.stated import shapes_of, suffix_of
 from pipelines.evaluation_report import folders_of
 from pipelines.generation_metrics import of_objects, shaped
 from pipelines.job import NotReady
 
 SIZE, OBJECTS = 32, 4
+UNRENDERED = {f"protocol.true.renders.*.{name}" for name in ("resolution", "samples")}  # toys' renders are drawn here
 SMALL = dict.fromkeys(("inception", "dinov2", "clip", "clip_large", "pointnet"), "random-small")
 IDS = [f"{number:032x}" for number in range(OBJECTS)]
 CAPTIONS = {
@@ -234,7 +239,7 @@ def test_objects_that_are_not_there_are_a_sentence_before_anything_is_rendered(t
         of_objects(settings, spec, "")
 
 
-def prompted(settings, name, true, images=None):
+def prompted(settings, name, true, images=None, suffix=""):
     """The evaluation's prompts in a collection of their own, some with a picture: (store, settings of it)."""
     rows = [
         ("", {"id": key, "prompt": one.caption, "index": one.index, "caption_index": one.caption_index})
@@ -243,8 +248,14 @@ def prompted(settings, name, true, images=None):
     for (_, row), image in zip(rows, images or (), strict=False):
         row["image"] = str(image)
     store, own = prompts.collection_of(settings, name, len(rows))
-    prompts.run(own, store, of_rows(rows, settings.store))
+    prompts.run(own, store, of_rows(rows, settings.store, suffix))
     return store, own
+
+
+def require_stated(result, *conditions):
+    """A result says something wherever these conditions look, and at least one of them looks."""
+    asked = [each for name in conditions for each in bundled().conditions[name] if is_asked(result, each)]
+    assert asked and {each.at for each in asked if None in stated(result, each.at)} <= UNRENDERED
 
 
 def opened(file):
@@ -276,6 +287,11 @@ def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts_against_th
     (result,), _ = of_objects(settings, "trellis:seen", "TRELLIS-image of renders")
     assert result.counts == {"missing": 1, "ok": 2} and result.protocol["generated"]["kind"] == "shapes-trellis-image"
     assert all(cell.samples == 2 and math.isfinite(cell.value) for cell in result.cells.values())
+    require_stated(result, "image_baseline", "frames", "frames_4", "frames_8", "clouds", "captions")
+    (made_with,) = result.protocol["generated"]["shapes"].values()
+    ssaa = {"4": 1, "8": 4, "20": 4}
+    assert made_with == {"model": "microsoft/TRELLIS-image-large", "resolution": 64, "black": False, "ssaa": ssaa}
+    assert result.protocol["generated"]["prompts"] == {"suffix": "", "other_texts": 0}
     assert result.cells["fd_inception"].value > 1e-3
     rows = {row["key"]: row for row in pq.read_table(result.folder / "samples.parquet").to_pylist()}
     assert "no picture in the renders" in rows[last]["reason"] and rows[last]["clip_text"] is None
@@ -293,12 +309,39 @@ def test_objects_of_trellis_are_measured_by_the_keys_of_their_prompts_against_th
     assert "shapes-trellis-image of collection seen is not measured: it is not complete" in caplog.text
 
 
+def test_objects_of_prompts_with_a_suffix_say_it_and_with_what_trellis_they_were_made(toys):
+    settings = settings_of(toys[0], count=2, views=(4,))
+    true, _ = true_objects(settings)
+    one, other = true.asked
+    store, own = prompted(settings, "suffixed", true, suffix="On black.")
+    plan = plan_of(store, "trellis-text", glb=False)
+    trellis.run(plan, own)
+    assert list(shaped(settings, true)) == ["trellis:suffixed:trellis-text"]
+    (result,), _ = of_objects(settings, "trellis:suffixed", "")
+    require_stated(result, "text_baseline", "frames", "frames_4", "captions")
+    assert result.protocol["generated"]["prompts"] == {"suffix": "On black.", "other_texts": 0}
+    (first,) = shapes_of(store, plan.stage, {one, other}).values()
+    assert first == {"model": "microsoft/TRELLIS-text-xlarge", "resolution": 64, "black": False, "ssaa": {"4": 1}}
+    # What a row is known by is what is said of it, whatever runs came later; what nobody kept is not said.
+    again = replace(plan, wanted=replace(plan.wanted, resolution=32, turntables=(Turntable(4, ssaa=2),)))
+    store.save_settings(plan.stage, again.digest, asdict(again.wanted))
+    assert shapes_of(store, plan.stage, {one, other}) == result.protocol["generated"]["shapes"]
+    trellis.run(again, own)
+    (second,) = shapes_of(store, plan.stage, {one}).values()
+    assert second == {**first, "resolution": 32, "ssaa": {"4": 2}}
+    for path in (store.folder / "settings").glob(f"{plan.stage}-*"):
+        path.unlink()
+    assert list(shapes_of(store, plan.stage, {one}).values()) == [{"model": "microsoft/TRELLIS-text-xlarge"}]
+    assert trellis.run(again, own).count("computed") == 0
+    assert list(shapes_of(store, plan.stage, {one}).values()) == [second]
+
+
 def test_a_suffix_of_all_prompts_is_no_part_of_the_texts_and_more_that_one_prompt_asks_for_is():
     captions = {"a": ["a long chair", "chair"], "b": ["a car"]}
 
     def texts(for_a, for_b):
         rows = {"a": {"prompt": for_a, "caption_index": 1}, "b": {"prompt": for_b, "caption_index": 0}}
-        return list(texts_of(captions, rows).values())
+        return list(texts_of(rows, suffix_of(captions, rows)).values())
 
     assert texts("chair on black.", "a car on black.") == ["chair", "a car"]
     assert texts("chair with golden legs", "a car of glass") == ["chair with golden legs", "a car of glass"]

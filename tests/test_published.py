@@ -4,7 +4,7 @@ import json
 from typing import get_args
 
 import pytest
-from evaluation_results import STATED, published_file, result, stating
+from evaluation_results import STATED, published_file, result, stated, stating
 
 from gap3d.catalog import parse_captions
 from gap3d.evaluation.difference import difference
@@ -13,6 +13,7 @@ from gap3d.evaluation.queries import Which
 from gap3d.evaluation.result import Cell
 from gap3d.evaluation.runs import read_sheet
 from gap3d.trellis.seeds import caption_of
+from pipelines.trellis import MODELS
 
 
 def test_only_the_number_whose_row_and_column_are_known_is_transcribed():
@@ -123,6 +124,20 @@ OTHERWISE = [
     ("generation", "fd_dinov2", "protocol.true.renders.0.resolution", 64, "pixels of the true renders: 64 here, 512"),
     ("generation", "fd_dinov2", "protocol.true.renders.0.samples", 4, "samples of the true renders: 4 here, 128"),
     ("generation", "fd_dinov2", "protocol.objects.shuffle", 1, "shuffle: 1 here, 42 in the paper"),
+    ("generation", "fd_dinov2", "protocol.generated.shapes.0.resolution", 128, "generated frames: 128 here, 512"),
+    ("generation", "fd_dinov2", "protocol.generated.shapes.0.ssaa.4", 4, "ssaa of the 4 generated frames: 4 here, 1"),
+    ("generation", "clip_text", "protocol.generated.shapes.0.ssaa.8", 1, "ssaa of the 8 generated frames: 1 here, 4"),
+    ("generation", "fd_pointnet", "protocol.generated.shapes.0.ssaa.20", 1, "ssaa of the 20 generated frames: 1 here"),
+    ("generation", "fd_pointnet", "protocol.generated.shapes.0.resolution", 128, "generated frames: 128 here, 512"),
+    ("generation", "fd_dinov2", "protocol.generated.shapes.0.model", "mine/TRELLIS", "TRELLIS: mine/TRELLIS here"),
+    (
+        "generation",
+        "fd_dinov2",
+        "protocol.generated.prompts.suffix",
+        "On black.",
+        "suffix of the prompts: On black. here, none in",
+    ),
+    ("generation", "fd_dinov2", "protocol.generated.prompts.other_texts", 3, "evaluation's captions: 3 here, 0"),
     ("generation", "fd_pointnet", "settings.evaluation.points", 256, "points of a cloud: 256 here, 4000"),
 ]
 
@@ -149,6 +164,82 @@ def test_what_was_measured_with_other_weights_or_settings_is_not_set_against_the
         node[last] = value
     found = difference(paper, number, name, result(table, **fields, **said))
     assert found.value is None and ("does not state its" if unsaid else why) in found.why
+
+
+def toys(name, model, **generated):
+    """A result of one column of Table 3's collection, whose objects were made as the paper's but for these."""
+    made = stated("generation", model)["generated"]
+    said = stating("generation", generated={**made, **generated})
+    quirks = ("ray_depth", "inception_input")
+    cells = {name: Cell(2.0, samples=1250)}
+    return result("generation", model, "toys4k", cells, samples=1250, protocol=said, quirks=quirks)
+
+
+def shapes(of, **fields):
+    """What a baseline of TRELLIS states, but for these."""
+    (said,) = stated("generation", of)["generated"]["shapes"].values()
+    return {"0": {**said, **fields}}
+
+
+BASELINES = ("trellis-image", "trellis-text")
+
+
+@pytest.mark.parametrize("model", BASELINES)
+def test_a_baseline_of_other_weights_frames_or_texts_is_not_set_against_the_papers(tmp_path, model):
+    paper = with_file(published_file(tmp_path, f"[tables.3.values.toys4k.{model}]\nfd_dinov2 = 1"))
+    black = model == "trellis-image"
+
+    def of(**generated):
+        return difference(paper, "3", "fd_dinov2", toys("fd_dinov2", model, **generated))
+
+    assert of(shapes=shapes(model, black=black)).value == 1
+    local = "/models/" + shapes(model)["0"]["model"].partition("/")[2]
+    assert of(shapes=shapes(model, black=black, model=local)).value == 1
+    other = MODELS[BASELINES[1 - BASELINES.index(model)]]
+    for given, why in (
+        ({"shapes": shapes(model, black=black, model=other)}, f"weights of TRELLIS: {other} here"),
+        ({"shapes": shapes(model, black=black, model="/models/mine")}, "weights of TRELLIS: /models/mine here"),
+        ({"shapes": shapes(model, black=black, resolution=128)}, "128 here, 512"),
+        ({"shapes": shapes(model, black=black, ssaa={"4": 2})}, "ssaa of the 4 generated frames: 2 here, 1"),
+        ({"shapes": {**shapes(model, black=black), "1": {"model": MODELS[model]}}}, "does not state its pixels"),
+        ({"shapes": {}}, "does not state its weights of TRELLIS"),
+        ({"shapes": shapes(model, black=black), "prompts": {"suffix": "Small.", "other_texts": 0}}, "suffix"),
+        ({"shapes": shapes(model, black=black), "prompts": {}}, "does not state its suffix"),
+    ):
+        found = of(**given)
+        assert found.value is None and why in found.why
+
+
+@pytest.mark.parametrize(("name", "black"), [("fd_dinov2", True), ("clip_image", True), ("fd_pointnet", False)])
+def test_the_image_baseline_sees_black_for_the_papers_pictures_and_alpha_for_its_clouds(tmp_path, name, black):
+    paper = with_file(published_file(tmp_path, f"[tables.3.values.toys4k.trellis-image]\n{name} = 1"))
+    for given in (True, False):
+        mine = toys(name, "trellis-image", shapes=shapes("trellis-image", black=given))
+        found = difference(paper, "3", name, mine)
+        assert (found.value == 1) == (given == black) and ("pictures on black" in found.why) == (given != black)
+
+
+def test_a_row_of_table_4_is_of_prompts_with_its_suffix_alone(tmp_path):
+    rows = {"pretrained": "", "pretrained-prompted": run_of("pretrained-prompted", "table4").suffix}
+    text = "\n".join(f"[tables.4.values.toys4k.{row}]\nfd_dinov2 = 1" for row in rows)
+    paper = with_file(published_file(tmp_path, text))
+    for row, own in rows.items():
+        for suffix in (*rows.values(), "On black."):
+            mine = toys("fd_dinov2", row, prompts={"suffix": suffix, "other_texts": 0})
+            found = difference(paper, "4", "fd_dinov2", mine)
+            assert (found.value == 1) == (suffix == own) and ("suffix of the prompts" in found.why) == (suffix != own)
+        assert "does not state" in difference(paper, "4", "fd_dinov2", toys("fd_dinov2", row, prompts={})).why
+
+
+@pytest.mark.parametrize(
+    ("renders", "why"),
+    [({"0": {"resolution": 512}}, ""), ({"0": {"resolution": 64}}, "64 here, 512"), ({}, "does not state its pixels")],
+)
+def test_clouds_of_a_collection_of_meshes_are_of_renders_as_large_as_the_papers(tmp_path, renders, why):
+    mine = toys("fd_pointnet", "trellis-text", kind="collection", shapes={}, prompts={}, renders=renders)
+    paper = with_file(published_file(tmp_path, "[tables.3.values.toys4k.trellis-text]\nfd_pointnet = 1"))
+    found = difference(paper, "3", "fd_pointnet", mine)
+    assert why in found.why and (found.value is None) == bool(why)
 
 
 def test_any_models_row_without_a_sampler_of_ours_is_set_against_the_papers(tmp_path):
@@ -220,7 +311,7 @@ def test_what_the_image_baseline_sees_is_told_of_its_row():
     assert "without alpha" in sentence and not run_of("trellis-image").black
 
 
-def run_of(name):
-    """A run of the sheet of Table 3."""
-    (found,) = (run for run in read_sheet("table3").runs if run.name == name)
+def run_of(name, sheet="table3"):
+    """A run of a sheet."""
+    (found,) = (run for run in read_sheet(sheet).runs if run.name == name)
     return found

@@ -83,7 +83,7 @@ def reasons(result: Result, cell: Cell, column: Column, dataset: Dataset, condit
         if check.get("passed") is False:
             yield f"Its check, {name}, fails: {check.get('note') or 'see the checks'}."
     for condition in conditions:
-        if why := unmet(result, condition):
+        if is_asked(result, condition) and (why := unmet(result, condition)):
             yield why
 
 
@@ -94,6 +94,12 @@ def searched(result: Result, wanted: int, least: float) -> Iterator[str]:
         yield f"Ours does not say among how many images was sought, the published number is of {wanted:,}."
     elif not least * wanted <= found <= wanted:
         yield f"Ours was sought among {found:,} images, the published number among {wanted:,}."
+
+
+def is_asked(result: Result, condition: Condition) -> bool:
+    """Whether a condition is one of a result's kind of objects."""
+    (kind,) = stated(result, "protocol.generated.kind")
+    return not condition.kinds or any(equal(kind, each) for each in condition.kinds)
 
 
 def unmet(result: Result, condition: Condition) -> str:
@@ -125,5 +131,5 @@ def equal(found: Any, value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in a sentence; of a pattern, what it begins with."""
-    return str(value).strip("*").strip(" (") if isinstance(value, str) else str(value)
+    """A value in a sentence; of a pattern, what it names."""
+    return (str(value).strip("*").strip(" (") or "none") if isinstance(value, str) else str(value)

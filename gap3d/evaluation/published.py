@@ -27,6 +27,8 @@ class Condition(Section):
     """What may stand there, texts as patterns; the first is the paper's."""
     what: str
     """What it is, for people."""
+    kinds: tuple[str, ...] = ()
+    """Patterns of the kinds of generated objects that it is asked of (``protocol.generated.kind``); none: of all."""
 
 
 class Column(Section):

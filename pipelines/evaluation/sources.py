@@ -32,6 +32,7 @@ from pipelines.evaluation import pictured, retrieved
 from pipelines.evaluation.objects import Subject, TrueObjects, featured, from_all_around, paired, settings_in
 from pipelines.evaluation.references import Picture
 from pipelines.evaluation.seen import trained_on
+from pipelines.evaluation.stated import renders_of, shapes_of, suffix_of
 from pipelines.predictions import checkpoint_of
 from pipelines.report import Report, merge
 from pipelines.trellis import METHODS, stage_of
@@ -165,7 +166,19 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
     side, report = featured(settings, source, list(chosen.values()), true=False)
     seen = {key: row.inputs.get("picture", "") for key, row in held.items()}
     pictures = pictures_of(seen, own, renders_by_digest(true))
-    about: dict[str, Any] = {"kind": stage, "collection": name, "unmatched": unmatched(matched.strangers)}
+    rows = {each: asked[key] for each, key in chosen.items() if key in asked}
+    suffix = suffix_of(true.captions, rows)
+    texts = texts_of(rows, suffix)
+    about: dict[str, Any] = {
+        "kind": stage,
+        "collection": name,
+        "shapes": shapes_of(made, stage, set(chosen.values())),
+        "prompts": {
+            "suffix": suffix.removeprefix(" "),
+            "other_texts": sum(text != true.asked[each].caption for each, text in texts.items()),
+        },
+        "unmatched": unmatched(matched.strangers),
+    }
     checkpoint: dict[str, Any] = {}
     untrained = []
     if method == "gap3d":
@@ -181,7 +194,7 @@ def of_trellis(settings: Settings, place: str, model: str, true: TrueObjects) ->
         model=model or f"{name}: {method}",
         pairs=paired(true, chosen, NOT_TRIED),
         side=side,
-        captions=texts_of(true.captions, {each: asked[key] for each, key in chosen.items() if key in asked}),
+        captions=texts,
         pictures={each: pictures[key] for each, key in chosen.items() if key in pictures},
         checkpoint=checkpoint,
         untrained=untrained,
@@ -216,25 +229,14 @@ def renders_by_digest(true: TrueObjects) -> dict[str, Picture]:
     return found
 
 
-def texts_of(captions: Mapping[str, Sequence[str]], asked: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def texts_of(asked: Mapping[str, Mapping[str, Any]], suffix: str) -> dict[str, str]:
     """The texts that pictures are scored against: prompts, less the suffix that was appended to every one of them.
 
-    What follows an object's caption in its own prompt alone is no suffix: somebody asked for more than the caption.
-
     Args:
-        captions: of true objects, by object_id.
-        asked: rows of prompts, likewise.
+        asked: rows of prompts, by object_id.
+        suffix: with the space before it.
     """
-    prompts = {key: str(row["prompt"]) for key, row in asked.items()}
-    appended = set()
-    for key, row in asked.items():
-        caption = "".join(captions.get(key, ())[row["caption_index"] :][:1])
-        if caption and prompts[key].startswith(f"{caption} "):
-            appended.add(prompts[key][len(caption) :])
-    suffix = min(
-        (each for each in appended if all(text.endswith(each) for text in prompts.values())), default="", key=len
-    )
-    return {key: text.removesuffix(suffix) for key, text in prompts.items()}
+    return {key: str(row["prompt"]).removesuffix(suffix) for key, row in asked.items()}
 
 
 def of_collection(settings: Settings, place: str, model: str, true: TrueObjects) -> Found:
@@ -282,7 +284,12 @@ def of_meshes_in(settings: Settings, store: Store, model: str, true: TrueObjects
     source, rendered = from_all_around(settings, store, list(chosen.values()))
     side, report = featured(settings, source, list(chosen.values()), true=False)
     captions = {key: row["captions"] for key, row in rows.items() if row["captions"]}
-    about = {"kind": "collection", "collection": store.collection, "pictures": source.store.collection}
+    about = {
+        "kind": "collection",
+        "collection": store.collection,
+        "pictures": source.store.collection,
+        "renders": renders_of(source.store),
+    }
     made = subject_by_name(model, true, chosen, captions, side, about, matched.strangers)
     return made, merge([rendered, report])
 
