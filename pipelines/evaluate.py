@@ -43,6 +43,7 @@ def run_and_print(settings: Settings, _shards: Sequence[str] = ()) -> Report:
     report = run(settings)
     for table in settings.tables:
         say(*(line for result in of_report(settings, table, report) for line in PROGRAMS[table].lines_of(result)))
+    say(f"the report of all tables: {evaluation_report.page_of(settings)}")
     return report
 
 

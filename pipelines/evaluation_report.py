@@ -45,6 +45,11 @@ def of_settings(settings: Settings, out: Path | None = None) -> Path:
     return write(first, others, published_of(settings), out)
 
 
+def page_of(settings: Settings) -> Path:
+    """Where ``of_settings`` writes the page."""
+    return folders_of(settings)[0] / pages.FOLDER / PAGE
+
+
 def published_of(settings: Settings) -> Published:
     """The paper's numbers, with those of ``evaluation.published``.
 

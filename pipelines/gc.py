@@ -66,7 +66,7 @@ def main() -> None:
     """The program."""
     made = parser(__doc__ or "")
     made.add_argument("--dry-run", action="store_true", help="only say what would go (takedowns: nothing is said)")
-    made.add_argument("--grace-hours", type=float, default=24.0, help="keep what was replaced less than so long ago")
+    made.add_argument("--grace-hours", type=float, default=24.0, help="keep files that are not older (default: 24)")
     known, settings = parse(made)
     with sentences(made):
         store, told = open_store(settings), list[str]()

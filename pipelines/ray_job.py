@@ -64,6 +64,11 @@ def submit(
             "compute.mode = job needs compute.address: name the Ray dashboard "
             "(--compute.address http://127.0.0.1:8265), or set compute.mode = inline"
         )
+    if not settings.compute.address.startswith(("http://", "https://")):
+        raise JobFailed(
+            f"compute.address = {settings.compute.address} is no address of a Ray dashboard: it looks like "
+            "http://127.0.0.1:8265"
+        )
     folder = settings.store / settings.collection / "jobs" / name
     write_atomically(
         folder / RESOLVED, settings.model_dump_json(indent=1, exclude={"compute": {"mode", "address"}}).encode()

@@ -282,7 +282,7 @@ def test_results_state_all_that_a_difference_from_the_paper_asks_for(finished):
         for one in find(finished.root / "store" / "test", table):
             for condition in (each for name in names for each in paper.conditions[name]):
                 assert not is_asked(one, condition) or None not in stated(one, condition.at), condition.at
-            assert re.fullmatch(r"trained on \d+ of these \d+ images", one.checkpoint["trained_on"])
+            assert re.fullmatch(r"trained on \d+ of the collection's \d+ images", one.checkpoint["trained_on"])
 
 
 def test_without_a_training_the_command_and_the_asset_say_what_to_run(place):

@@ -247,6 +247,9 @@ def test_what_no_job_can_be_made_of_is_refused_with_what_to_do(tmp_path, program
     told = program("pipelines.line", **job)
     assert told.returncode == 1
     assert "needs compute.address" in told.stderr
+    told = program("pipelines.line", **job, GAP3D_COMPUTE__ADDRESS="127.0.0.1:8265")
+    assert told.returncode == 1
+    assert "it looks like http://127.0.0.1:8265" in told.stderr
     told = program("pipelines.why", "cube.obj", **job)  # reads: its own answer, as in any other place
     assert "has no catalog yet" in told.stderr
 

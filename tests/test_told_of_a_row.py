@@ -37,7 +37,7 @@ def test_numbers_of_tokens_that_are_kept_as_int8_say_so_and_others_do_not(tmp_pa
 def test_a_model_that_was_trained_on_what_it_is_measured_on_says_on_how_much(tmp_path):
     store, _ = collection(tmp_path, 10)
     digest = store.manifest("dataset", ALL).digest
-    assert trained_on({"data": digest}, store) == {"trained_on": "trained on 8 of these 10 images"}
+    assert trained_on({"data": digest}, store) == {"trained_on": "trained on 8 of the collection's 10 images"}
     assert trained_on({"data": "another"}, store) == trained_on({}, store) == {}
 
 
@@ -65,7 +65,7 @@ def test_a_collection_that_has_grown_since_is_known_by_the_settings_of_the_train
 
 def test_the_report_tells_of_a_row_that_its_model_was_trained_on_these_objects(tmp_path):
     mine = result(collection="demo")
-    told = "trained on 8 of these 10 images"
+    told = "trained on 8 of the collection's 10 images"
     for model, checkpoint in (("a", {"step": 1, "trained_on": told}), ("b", {"step": 1})):
         save(
             tmp_path / "demo",

@@ -40,7 +40,10 @@ def subject(settings: Settings, model: str, true: TrueObjects) -> Subject:
     """
     checkpoint = checkpoint_of(settings, model)
     with predicted(settings, checkpoint, true) as sets, of_dataset(true.base) as targets:
-        candidates = [key for key in sorted(targets.keys) if has_features(true, object_of(key))]
+        # Those that are measured alone: what else happens to be rendered has no say over the numbers.
+        candidates = [
+            key for key in sorted(targets.keys) if object_of(key) in true.asked and has_features(true, object_of(key))
+        ]
         if not candidates:
             raise ValueError(
                 f"no object of the dataset of collection {true.base.collection} has all its pictures from all around: "

@@ -24,7 +24,9 @@ def trained_on(said: Mapping[str, Any], measured: Store, checkpoint: Path | None
     """
     if said.get("data") and said["data"] == measured.manifest("dataset", ALL).digest:
         splits = dataset_index.load(measured, columns=("key",)).splits
-        return {"trained_on": f"trained on {splits.get('train', 0):,} of these {sum(splits.values()):,} images"}
+        return {
+            "trained_on": f"trained on {splits.get('train', 0):,} of the collection's {sum(splits.values()):,} images"
+        }
     if checkpoint is not None and measured.collection in collections_of(str(said.get("stage")), checkpoint, measured):
         return {"trained_on": "trained on images of this collection, as it was then"}
     return {}

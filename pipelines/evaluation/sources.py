@@ -16,7 +16,7 @@ from typing import Any
 
 from gap3d.catalog import read_captions, walk
 from gap3d.evaluation.generation import Side
-from gap3d.evaluation.matching import match, of_key, of_path
+from gap3d.evaluation.matching import listed, match, of_key, of_path
 from gap3d.evaluation.picture_folders import objects_in, views_in
 from gap3d.evaluation.tokens import of_generated
 from gap3d.fingerprints import digest_of
@@ -290,7 +290,8 @@ def of_meshes_in(settings: Settings, store: Store, model: str, true: TrueObjects
         "pictures": source.store.collection,
         "renders": renders_of(source.store),
     }
-    made = subject_by_name(model, true, chosen, captions, side, about, matched.strangers)
+    strangers = [rows[key]["identifier"] or key for key in matched.strangers]
+    made = subject_by_name(model, true, chosen, captions, side, about, strangers)
     return made, merge([rendered, report])
 
 
@@ -315,7 +316,8 @@ def of_pictures(settings: Settings, place: str, model: str, true: TrueObjects) -
     source = pictured.source_of(settings, str(root))
     side, report = featured(settings, source, list(chosen.values()), true=False)
     about = {"kind": "pictures", "folder": root.name, "collection": source.store.collection}
-    return subject_by_name(model or root.name, true, chosen, captions, side, about, matched.strangers), report
+    strangers = [objects[key].name for key in matched.strangers]
+    return subject_by_name(model or root.name, true, chosen, captions, side, about, strangers), report
 
 
 def subject_by_name(
@@ -331,6 +333,10 @@ def subject_by_name(
 
     One with captions of its own has the one of them that the evaluation's seeds draw; else it has the true object's.
     """
+    if strangers:
+        log.warning("%d generated objects stand for no true one: %s", len(strangers), listed(strangers))
+    if missing := [true.known[each].identifier or each for each in true.asked if each not in generated]:
+        log.warning("%d of %d objects have nothing generated: %s", len(missing), len(true.asked), listed(missing))
     texts = {object_id: asked.caption for object_id, asked in true.asked.items()}
     own = {object_id: captions[key] for object_id, key in generated.items() if key in captions}
     texts |= {each: given[caption_of(true.asked[each].index, len(given))] for each, given in own.items()}
