@@ -33,6 +33,7 @@ from pipelines.report import Report, ShardReport
 
 STAGE = "catalog"
 NETWORKED = ("objaverse", "tables")  # kinds of sources whose files are elsewhere
+OWN_LICENCE = "Apache-2.0"  # of the bundled objects, which this project made
 log = logging.getLogger(__name__)
 
 
@@ -76,7 +77,7 @@ def listing(scanned: Iterable[Outcome]) -> pa.Table:
             "source": outcome.data["source"],
             "identifier": outcome.data["identifier"],
             "sha256": outcome.data["sha256"],
-            "licence": "",
+            "licence": OWN_LICENCE if outcome.data["source"] == "samples" else "",
             "file_type": outcome.data["file_type"],
             "bytes": json.loads(outcome.data["stamp"])[outcome.data["identifier"]][0],
             "captions": json.dumps(outcome.data["captions"]) if outcome.data["captions"] else None,

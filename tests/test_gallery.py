@@ -36,6 +36,7 @@ def test_thumbnails_are_the_renders_and_depth_is_bright_where_it_is_near(tmp_pat
     key = collection.add(3, renders=[ramp(), ramp()])
     (record,) = embedded(shard_report(collection.commit(), settings_of(tmp_path), "0"))["objects"]
     assert [shot["key"] for shot in record["shots"]] == [f"{key}/000", f"{key}/001"]
+    assert record["rank"] == str(2**62 + 3)  # a browser's numbers have 53 bits
     for view, shot in enumerate(record["shots"]):
         truth = np.asarray(Image.open(io.BytesIO(picture(3 + view))), dtype=float)
         inside = truth[..., 3] == 255

@@ -11,6 +11,8 @@ import pytest
 import trimesh
 
 from gap3d.samples import CAPTIONS_FILE, SAMPLES, Sample, write_samples
+from pipelines import catalog
+from pipelines.command import load_settings, open_store
 
 READABLE = [sample for sample in SAMPLES if Path(sample.path).suffix != ".usda"]
 Y_UP = {".glb", ".gltf", ".obj"}
@@ -35,6 +37,14 @@ def load(folder: Path, sample: Sample) -> trimesh.Trimesh:
         x, y, z = np.asarray(mesh.vertices).T
         mesh = trimesh.Trimesh(np.stack([x, -z, y], 1), mesh.faces, process=False)
     return mesh
+
+
+def test_their_licence_is_this_projects(tmp_path: Path) -> None:
+    settings = load_settings("demo", store=tmp_path)
+    catalog.run(settings)
+    store = open_store(settings)
+    rows = [row for shard in store.shards for row in store.read(store.manifest("catalog", shard), ["licence"]).values()]
+    assert [row["licence"] for row in rows] == ["Apache-2.0"] * len(SAMPLES)
 
 
 def test_there_are_two_dozen_with_captions(folder: Path) -> None:

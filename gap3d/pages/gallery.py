@@ -16,7 +16,7 @@ ROWS_OF_A_REASON = 40
 REASONS_OF_A_STATUS = 60
 BODY = "pages/gallery.html"
 STYLES, SCRIPTS = ("pages/elements.css", "pages/gallery.css"), ("pages/elements.js", "pages/gallery.js")
-SCALARS = ("licence", "split", "rank")
+SCALARS = ("licence", "split")
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ def record(entry: Entry, shots: Mapping[str, Shot]) -> dict[str, Any]:
         "captions": catalog.get("captions") or [],
         "type": catalog.get("file_type"),
         **{name: catalog.get(name) for name in SCALARS},
+        "rank": None if catalog.get("rank") is None else str(catalog["rank"]),  # 64 bits, of which a browser keeps 53
         "flags": entry.flags,
         "missing": entry.missing_textures,
         **{name: views.get(name) for name in ("triangles", "vertices", "objects", "animated", "pinned", "protocol")},
