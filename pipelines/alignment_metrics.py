@@ -233,10 +233,7 @@ def lines_of(result: Result) -> list[str]:
         texts = [f"{name} {printed.format_cell(cell, 4)}" for name, cell in cells.items() if cell is not None]
         if texts:
             made.append(f"  {kind:<9}  " + "  ".join(texts))
-    for name, check in result.checks.items():
-        if not check["passed"] or check.get("applies") is False:
-            made.append(f"  {name}: {check.get('note') or 'not every pair: see samples.parquet'}")
-    return [*made, f"  {result.folder}"]
+    return [*made, *printed.failed_checks(result), f"  {result.folder}"]
 
 
 def add_flags(made: argparse.ArgumentParser) -> None:

@@ -269,7 +269,7 @@ def lines_of(result: Result) -> list[str]:
     made = printed.heading(result, "objects")
     made += printed.found(result.protocol.get("generated", {}), sum(result.counts.values()))
     made += [f"  {name:<16} {printed.format_cell(cell, 3)}" for name, cell in result.cells.items()]
-    return [*made, f"  {result.folder}"]
+    return [*made, *printed.failed_checks(result), f"  {result.folder}"]
 
 
 def add_flags(made: argparse.ArgumentParser) -> None:

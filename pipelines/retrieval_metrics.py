@@ -197,7 +197,7 @@ def lines_of(result: Result) -> list[str]:
     """A result for a person."""
     made = printed.heading(result, "queries")
     made += [f"  {name:<12} {printed.format_cell(cell, 2, ' %')}" for name, cell in result.cells.items()]
-    return [*made, f"  {result.folder}"]
+    return [*made, *printed.failed_checks(result), f"  {result.folder}"]
 
 
 def main() -> None:

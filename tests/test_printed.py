@@ -1,7 +1,9 @@
 """Results as programs print them."""
 
+from dataclasses import replace
+
 from gap3d.evaluation.result import Cell
-from pipelines.evaluation.printed import format_cell, found, heading
+from pipelines.evaluation.printed import failed_checks, format_cell, found, heading
 from tests.test_evaluation_results import RESULT
 
 
@@ -21,3 +23,19 @@ def test_only_a_baseline_that_retrieves_says_what_it_found():
     assert found({"kind": "trellis"}, 6) == []
     (line,) = found({"true_object_found": 1, "different_objects_found": 4}, 6)
     assert "found 1 of 6 times, 4 different objects" in line
+
+
+def test_a_check_that_fails_is_told_with_its_reason_or_its_counts():
+    checks = {
+        "identity": {"passed": True, "applies": False, "note": "does not apply"},
+        "encoder": {"passed": False, "note": "another encoder"},
+        "objects": {"passed": False, "measured": 4, "expected": 6},
+        "complete": {"passed": False, "measured": 1, "pairs": 2},
+        "queries": {"passed": True, "measured": 6, "expected": 6},
+    }
+    assert failed_checks(replace(RESULT, checks=checks)) == [
+        "  identity: does not apply",
+        "  check failed: encoder: another encoder (see samples.parquet)",
+        "  check failed: objects: 4 of 6 measured (see samples.parquet)",
+        "  check failed: complete: 1 of 2 measured (see samples.parquet)",
+    ]

@@ -25,6 +25,17 @@ def heading(result: Result, unit: str) -> list[str]:
     return made
 
 
+def failed_checks(result: Result) -> list[str]:
+    """The checks that do not hold, or that do not apply, and why."""
+    made = []
+    for name, check in result.checks.items():
+        if check["passed"] and check.get("applies") is not False:
+            continue
+        note = check.get("note") or f"{check.get('measured')} of {check.get('expected', check.get('pairs'))} measured"
+        made.append(f"  {name}: {note}" if check["passed"] else f"  check failed: {name}: {note} (see samples.parquet)")
+    return made
+
+
 def format_cell(cell: Cell, digits: int, unit: str = "") -> str:
     """A cell in words: its value with its interval, or why there is none."""
     if cell.value is None:
